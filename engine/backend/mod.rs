@@ -1,0 +1,2 @@
+//! backend
+pub mod cpu;

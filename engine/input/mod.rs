@@ -1,0 +1,9 @@
+//! What a user sends: messages, images, prompts; turned into token ids and pixels.
+//!
+//! In: strings and files. Out: decoded images, rendered prompts, token ids. Not here: anything a family decides.
+
+pub mod chat_template;
+pub mod image;
+pub mod message;
+pub mod prompt;
+pub mod tokenizer;
