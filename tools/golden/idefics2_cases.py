@@ -16,7 +16,8 @@ import re
 import numpy as np
 import torch
 from idefics2_case_list import ACTIVATIONS_CASE, CASES
-from idefics2_tiny import CHAT_TEMPLATE, IMAGE, ROOT
+from idefics2_files import CHAT_TEMPLATE
+from idefics2_tiny import IMAGE, ROOT
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Idefics2ForConditionalGeneration, Idefics2Processor, PreTrainedTokenizerFast

@@ -3,41 +3,28 @@
 In: a seed. Out: idefics2-tiny (f32, config.json as transformers 4 wrote it, chat_template.json), idefics2-tiny-bf16 (the same
 weights rounded, config.json as transformers 5 writes it, chat_template.jinja) and idefics2-tiny-nosplit (splitting off, template in
 tokenizer_config.json, everything else linked to idefics2-tiny). Owns: sizes, weights, file layout.
-Not here: expected outputs (idefics2_cases.py), the vocabulary (tiny_tokenizer.py).
+Not here: expected outputs (idefics2_cases.py), the vocabulary (tiny_tokenizer.py),
+the form of the small files (idefics2_files.py).
 
 Run: python tools/golden/idefics2_tiny.py
 """
 
 import argparse
-import json
 import pathlib
 import shutil
 
 import torch
+from idefics2_files import ADDED, write_json, write_small_files
 from safetensors.torch import save_file
-from tiny_tokenizer import ADDED, added_token, tokenizer_json
+from tiny_tokenizer import tokenizer_json
 from transformers import Idefics2Config, Idefics2ForConditionalGeneration
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEED = 40
 PIECES = 1150
-FAKE, IMAGE, END_OF_UTTERANCE = PIECES, PIECES + 1, PIECES + 2
+IMAGE, END_OF_UTTERANCE = PIECES + 1, PIECES + 2
 LATENTS = 7
 GAIN = {"patch": 0.3, "image_qk": 1.0, "image": 1.0, "text_qk": 1.2, "text": 1.2, "head": 4.0}
-
-# As the hub's files have it: roles capitalised, no space before an image that opens the turn, turns closed by a marker.
-CHAT_TEMPLATE = (
-    "{% for turn in messages %}"
-    "{{ turn['role'].capitalize() }}:"
-    "{% if turn['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}"
-    "{% for part in turn['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>' }}{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}"
-    "{{ '<end_of_utterance>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-
 
 def config(form: int) -> dict:
     """config.json in the spelling of transformers 4 or 5. Sizes are odd on purpose: no head size is a multiple of 8, head_dim
@@ -128,85 +115,12 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
     return out
 
 
-def write_json(path: pathlib.Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
 def write_checkpoint(out: pathlib.Path, tensors: dict[str, torch.Tensor], form: int, template: str, splitting: bool) -> None:
     """One checkpoint folder. `template` names the file that holds the chat template."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     write_json(out / "config.json", config(form))
-    write_json(
-        out / "generation_config.json",
-        {
-            "_from_model_config": True,
-            "bad_words_ids": [[FAKE], [IMAGE]],
-            "bos_token_id": 1,
-            "eos_token_id": [2, END_OF_UTTERANCE],
-            "pad_token_id": 0,
-            "transformers_version": "4.40.0",
-        },
-    )
-    write_json(
-        out / "preprocessor_config.json",
-        {
-            "do_convert_rgb": True,
-            "do_image_splitting": splitting,
-            "do_normalize": True,
-            "do_pad": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_processor_type": "Idefics2ImageProcessor",
-            "image_std": [0.5, 0.5, 0.5],
-            "processor_class": "Idefics2Processor",
-            "resample": 2,
-            "rescale_factor": 0.00392156862745098,
-            "size": {"longest_edge": 112, "shortest_edge": 42},
-        },
-    )
-    write_json(out / "processor_config.json", {"image_seq_len": LATENTS, "processor_class": "Idefics2Processor"})
-    tokenizer = tokenizer_json(PIECES)
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1) + "\n")
-    plain = {k: v for k, v in added_token("", 0).items() if k not in ("id", "special")}
-    write_json(
-        out / "special_tokens_map.json",
-        {
-            "additional_special_tokens": [plain | {"content": t} for t in ADDED],
-            "bos_token": plain | {"content": "<s>"},
-            "eos_token": plain | {"content": "</s>"},
-            "pad_token": plain | {"content": "<unk>"},
-            "unk_token": plain | {"content": "<unk>"},
-        },
-    )
-    tokenizer_config = {
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "added_tokens_decoder": {
-            str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in tokenizer["added_tokens"]
-        },
-        "additional_special_tokens": ADDED,
-        "bos_token": "<s>",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "</s>",
-        "legacy": False,
-        "model_max_length": 1000000000000000019884624838656,
-        "pad_token": "<unk>",
-        "processor_class": "Idefics2Processor",
-        "sp_model_kwargs": {},
-        "spaces_between_special_tokens": False,
-        "tokenizer_class": "LlamaTokenizer",
-        "unk_token": "<unk>",
-        "use_default_system_prompt": False,
-    }
-    if template == "tokenizer_config.json":
-        tokenizer_config["chat_template"] = CHAT_TEMPLATE
-    elif template == "chat_template.json":
-        write_json(out / template, {"chat_template": CHAT_TEMPLATE})
-    else:
-        (out / template).write_text(CHAT_TEMPLATE)
-    write_json(out / "tokenizer_config.json", tokenizer_config)
+    write_small_files(out, tokenizer_json(PIECES), LATENTS, (112, 42), splitting, template)
     if tensors:
         save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
 

@@ -6,6 +6,7 @@ Owns: the vocabulary. Not here: the checkpoint around it (idefics2_tiny.py).
 
 import json
 
+from idefics2_files import ADDED, added_token
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 SENTENCES = """
@@ -42,7 +43,6 @@ apple banana orange lemon grape cherry tomato potato carrot onion pepper mushroo
 """
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
-ADDED = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
 
 
 def train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -58,18 +58,6 @@ def train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     characters = sorted(set(model["vocab"]) - set(merged))
     pieces = SPECIAL + [f"<0x{b:02X}>" for b in range(256)] + list(dict.fromkeys(merged)) + characters
     return {p: i for i, p in enumerate(pieces)}, merges
-
-
-def added_token(content: str, index: int) -> dict:
-    return {
-        "id": index,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
 
 
 def tokenizer_json(size: int) -> dict:
