@@ -1,0 +1,232 @@
+"""The model for training: the Idefics2 architecture in plain torch, with transformers' parameter names.
+
+In:  pictures of one size, packed rows.   Out: logits at the target positions.
+Owns: shapes of the built-in model, initialisation. Checked against transformers by export.py.
+Not here: anything the trained checkpoint needs at inference; that is transformers' or the engine's business.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+VISION = dict(hidden_size=192, intermediate_size=640, num_hidden_layers=5, num_attention_heads=6, image_size=64, patch_size=8,
+              layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
+PERCEIVER = dict(resampler_n_latents=24, resampler_depth=2, resampler_n_heads=6, resampler_head_dim=32, num_key_value_heads=2,
+                 hidden_act="silu", hidden_size=192, rms_norm_eps=1e-5)
+TEXT = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
+            max_position_embeddings=2048, rms_norm_eps=1e-5, hidden_act="silu", rope_theta=10000.0)
+
+
+def _heads(x, n):
+    return x.view(x.shape[0], x.shape[1], n, -1).transpose(1, 2)
+
+
+def _attend(q, k, v, n_kv, mask=None):
+    if n_kv != q.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // n_kv, dim=1) for t in (k, v))
+    # Written out: on this size torch's fused CPU attention spends half the step in its backward pass.
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    if mask is not None:
+        scores = scores + mask
+    return torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x):
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def linear(i, o, bias=False):
+    return nn.Linear(i, o, bias=bias)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; `out` names the output projection (vision: out_proj, elsewhere: o_proj)."""
+
+    def __init__(self, size, heads, kv_heads, head_dim, out="o_proj", bias=False):
+        super().__init__()
+        self.q_proj, self.k_proj = linear(size, heads * head_dim, bias), linear(size, kv_heads * head_dim, bias)
+        self.v_proj = linear(size, kv_heads * head_dim, bias)
+        setattr(self, out, linear(heads * head_dim, size, bias))
+        self.out, self.heads, self.kv_heads = out, heads, kv_heads
+
+    def forward(self, x, context=None, mask=None, rope=None):
+        context = x if context is None else context
+        q, k, v = _heads(self.q_proj(x), self.heads), _heads(self.k_proj(context), self.kv_heads), _heads(self.v_proj(context), self.kv_heads)
+        if rope is not None:
+            q, k = rope(q), rope(k)
+        return getattr(self, self.out)(_attend(q, k, v, self.kv_heads, mask))
+
+
+class Mlp(nn.Module):
+    def __init__(self, size, inner, out):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = linear(size, inner), linear(size, inner), linear(inner, out)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class VisionMlp(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.fc1, self.fc2 = linear(c["hidden_size"], c["intermediate_size"], True), linear(c["intermediate_size"], c["hidden_size"], True)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        size, heads = c["hidden_size"], c["num_attention_heads"]
+        self.self_attn = Attention(size, heads, heads, size // heads, "out_proj", True)
+        self.layer_norm1, self.layer_norm2 = LayerNorm(size, c["layer_norm_eps"]), LayerNorm(size, c["layer_norm_eps"])
+        self.mlp = VisionMlp(c)
+
+    def forward(self, x):
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Vision(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        size, side = c["hidden_size"], c["image_size"] // c["patch_size"]
+        self.embeddings = nn.Module()
+        self.embeddings.patch_embedding = nn.Conv2d(3, size, c["patch_size"], c["patch_size"])
+        self.embeddings.position_embedding = nn.Embedding(side * side, size)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(VisionLayer(c) for _ in range(c["num_hidden_layers"]))
+        self.post_layernorm = LayerNorm(size, c["layer_norm_eps"])
+        self.patch = c["patch_size"]
+
+    def forward(self, pictures):
+        n, p = pictures.shape[0], self.patch
+        patches = pictures.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(n, -1, 3 * p * p)
+        conv = self.embeddings.patch_embedding
+        x = F.linear(patches, conv.weight.flatten(1), conv.bias) + self.embeddings.position_embedding.weight.to(patches.dtype)
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.post_layernorm(x)
+
+
+class PerceiverLayer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        size = c["hidden_size"]
+        self.input_latents_norm, self.input_context_norm = RMSNorm(size, c["rms_norm_eps"]), RMSNorm(size, c["rms_norm_eps"])
+        self.self_attn = Attention(size, c["resampler_n_heads"], c["num_key_value_heads"], c["resampler_head_dim"])
+        self.post_attention_layernorm = RMSNorm(size, c["rms_norm_eps"])
+        self.mlp = Mlp(size, 4 * size, size)
+
+    def forward(self, latents, context):
+        normed = self.input_latents_norm(latents)
+        latents = latents + self.self_attn(normed, torch.cat([self.input_context_norm(context), normed], 1))
+        return latents + self.mlp(self.post_attention_layernorm(latents))
+
+
+class Connector(nn.Module):
+    def __init__(self, vision, perceiver, text):
+        super().__init__()
+        self.modality_projection = Mlp(vision["hidden_size"], text["intermediate_size"], text["hidden_size"])
+        self.perceiver_resampler = nn.Module()
+        self.perceiver_resampler.latents = nn.Parameter(torch.randn(perceiver["resampler_n_latents"], perceiver["hidden_size"]))
+        self.perceiver_resampler.layers = nn.ModuleList(PerceiverLayer(perceiver) for _ in range(perceiver["resampler_depth"]))
+        self.perceiver_resampler.norm = RMSNorm(perceiver["hidden_size"], perceiver["rms_norm_eps"])
+
+    def forward(self, x):
+        context = self.modality_projection(x)
+        latents = self.perceiver_resampler.latents.to(context.dtype).expand(x.shape[0], -1, -1)
+        for layer in self.perceiver_resampler.layers:
+            latents = layer(latents, context)
+        return self.perceiver_resampler.norm(latents)
+
+
+class TextLayer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        size = c["hidden_size"]
+        self.self_attn = Attention(size, c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])
+        self.mlp = Mlp(size, c["intermediate_size"], size)
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(size, c["rms_norm_eps"]), RMSNorm(size, c["rms_norm_eps"])
+
+    def forward(self, x, mask, rope):
+        x = x + self.self_attn(self.input_layernorm(x), mask=mask, rope=rope)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Text(nn.Module):
+    def __init__(self, c, vocab_size):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, c["hidden_size"])
+        self.layers = nn.ModuleList(TextLayer(c) for _ in range(c["num_hidden_layers"]))
+        self.norm = RMSNorm(c["hidden_size"], c["rms_norm_eps"])
+        dim = c["head_dim"]
+        self.register_buffer("inv_freq", c["rope_theta"] ** (-torch.arange(0, dim, 2) / dim), persistent=False)
+
+
+class DemoModel(nn.Module):
+    def __init__(self, vocab_size, image_token):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.vision_model = Vision(VISION)
+        self.model.connector = Connector(VISION, PERCEIVER, TEXT)
+        self.model.text_model = Text(TEXT, vocab_size)
+        self.lm_head = linear(TEXT["hidden_size"], vocab_size)
+        self.image_token = image_token
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self):
+        """Every matrix normal with deviation 1/sqrt(fan in), the residual outputs smaller by depth; embeddings 0.5 (visible
+        against the position and picture vectors); biases zero. transformers' flat 0.02 stays at the language prior for long."""
+        for name, p in self.named_parameters():
+            if "norm" in name:
+                continue
+            if name.endswith("bias"):
+                p.zero_()
+            elif "embed_tokens" in name or "position_embedding" in name:
+                p.normal_(0, 0.5)
+            elif "latents" in name:
+                p.normal_(0, 1)
+            else:
+                p.normal_(0, p[0].numel() ** -0.5)
+                if name.endswith(("out_proj.weight", "o_proj.weight", "fc2.weight", "down_proj.weight")) and "modality" not in name:
+                    p.mul_(0.4)
+        self.lm_head.weight.mul_(0.5)
+
+    def forward(self, pictures, ids, positions, groups, targets):
+        """Logits [targets, vocab] in row-major order of `targets`, which mark tokens to be predicted by the token before.
+
+        pictures: [n, 3, 64, 64] in -1..1; ids, positions, groups, targets: [n, row]."""
+        text = self.model.text_model
+        picture = self.model.connector(self.model.vision_model(pictures))
+        x = text.embed_tokens(ids).to(picture.dtype)
+        first = int((ids[0] == self.image_token).nonzero()[0, 0])  # the prefix is the same in every row
+        x = torch.cat([x[:, :first], picture, x[:, first + picture.shape[1]:]], 1)
+        length = ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = causal & ((groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == 0))
+        mask = torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, -1e4)[:, None]
+        angles = positions[..., None].float() * text.inv_freq.float()
+        angles = torch.cat([angles, angles], -1)[:, None]
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        half = cos.shape[-1] // 2
+
+        def rope(t):
+            return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
+
+        for layer in text.layers:
+            x = layer(x, mask, rope)
+        x = text.norm(x[:, :-1][targets[:, 1:]])
+        return self.lm_head(x)

@@ -1,0 +1,314 @@
+"""The world of the built-in model: random scenes of coloured shapes, numbers and short words, and their drawing.
+
+In:  a `random.Random`, fonts, background photographs.   Out: `Scene` descriptions and RGB pictures.
+Owns: what exists (shapes, colours, sizes, words), where things may stand, how they look.
+Not here: sentences about a scene (language.py).
+
+All coordinates are in units of 1/64 of the picture side, y downwards, so one scene can be drawn at any resolution.
+"""
+
+import math
+import random
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = {
+    "red": (215, 35, 35),
+    "green": (40, 160, 55),
+    "blue": (40, 75, 215),
+    "yellow": (240, 220, 45),
+    "orange": (245, 135, 20),
+    "purple": (135, 50, 175),
+    "pink": (245, 150, 195),
+    "brown": (120, 70, 30),
+    "black": (15, 15, 15),
+    "white": (248, 248, 248),
+    "gray": (128, 128, 128),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring")
+SIZES = {"small": (4.8, 6.4), "big": (9.5, 12.0)}
+WORDS = (
+    "CAT DOG SUN CAR BUS TREE FISH BIRD STAR MOON HELLO STOP OPEN EXIT SALE TAXI HOTEL CAFE BANK PARK "
+    "RED BLUE GREEN LOVE HOME FOOD MILK TEA CAKE BREAD FREE NEW HOT COLD YES NO GO UP DOWN LEFT "
+    "RIGHT WATER FIRE RAIN SNOW WIND TIME GAME PLAY MUSIC BOOK SHOP ZOO KING QUEEN JAZZ VIDEO EXTRA BOX LUNCH"
+).split()
+TRAIN_PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg",
+                "flower.jpg", "grass.png", "brick.png", "coins.png")
+EVAL_PHOTOS = ("chelsea.png", "china.jpg", "gravel.png")
+FONT_NAMES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold",
+              "DejaVuSans-Oblique", "LiberationSans-Regular", "LiberationSans-Bold", "LiberationSerif-Regular",
+              "LiberationSerif-Bold", "LiberationMono-Bold")
+
+
+@dataclass
+class Item:
+    """One shape: centre (x, y) and radius r in 1/64 of the side; rgb is the jittered paint."""
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+    r: float
+    angle: float
+    rgb: tuple = (0, 0, 0)
+
+
+@dataclass
+class Text:
+    """A number or word: centre, the height of its capitals' box, and a font index."""
+    value: str
+    color: str
+    x: float
+    y: float
+    height: float
+    font: int
+    rgb: tuple = (0, 0, 0)
+
+    @property
+    def is_number(self):
+        return self.value.isdigit()
+
+
+@dataclass
+class Scene:
+    items: list = field(default_factory=list)
+    text: Text | None = None
+    background: tuple = ()  # ("plain", rgb) | ("gradient", rgb, rgb, degrees) | ("photo", index, crop, tone, alpha)
+
+
+class World:
+    """Fonts and photographs for drawing. `photos` are PIL images, `fonts` paths."""
+
+    def __init__(self, data, held_out=False):
+        """`data`: a folder with the installed scikit-image, scikit-learn packages and a `fonts` folder."""
+        data = Path(data)
+        folders = (data / "skimage" / "data", data / "sklearn" / "datasets" / "images")
+        self.photos = []
+        for name in EVAL_PHOTOS if held_out else TRAIN_PHOTOS:
+            path = next(f / name for f in folders if (f / name).exists())
+            photo = Image.open(path).convert("RGB")
+            scale = 256 / min(photo.size)
+            self.photos.append(photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.BILINEAR))
+        self.fonts = [str(next(p for root in (data / "fonts", Path("/usr/share/fonts")) for p in root.rglob(f"{name}.ttf")))
+                      for name in FONT_NAMES]
+
+
+@lru_cache(maxsize=4096)
+def _font(path, pixels):
+    return ImageFont.truetype(path, pixels)
+
+
+def _distance(a, b):
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b)))
+
+
+def _jitter(rng, rgb, amount=12):
+    return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in rgb)
+
+
+# ---- placing ----
+
+def _place(rng, radii, x_gap=0.0, border=1.5):
+    """Centres for discs of these radii that keep 2 units apart, or None. x_gap: least distance of any two centres in x."""
+    centres = []
+    for r in radii:
+        for _ in range(60):
+            x, y = rng.uniform(r + border, 64 - r - border), rng.uniform(r + border, 64 - r - border)
+            if all((x - a) ** 2 + (y - b) ** 2 > (r + s + 2) ** 2 and abs(x - a) >= x_gap for a, b, s in centres):
+                centres.append((x, y, r))
+                break
+        else:
+            return None
+    return centres
+
+
+def _item(rng, shape, color, size, centre):
+    turn = {"square": 6, "cross": 10, "triangle": 10, "star": 18, "heart": 12}.get(shape, 0)
+    return Item(shape, color, size, *centre, math.radians(rng.uniform(-turn, turn)))
+
+
+def _distinct(rng, n):
+    """n different (shape, colour) pairs; now and then sharing one of the two, so that both must be read."""
+    pairs = []
+    while len(pairs) < n:
+        shape, color = rng.choice(SHAPES), rng.choice(tuple(COLORS))
+        if pairs and rng.random() < 0.25:
+            other = rng.choice(pairs)
+            shape, color = rng.choice(((other[0], color), (shape, other[1])))
+        if (shape, color) not in pairs:
+            pairs.append((shape, color))
+    return pairs
+
+
+def _objects(rng, n):
+    while True:
+        sizes = [rng.choice(tuple(SIZES)) for _ in range(n)]
+        centres = _place(rng, [rng.uniform(*SIZES[s]) for s in sizes], 4.0 if n > 2 else 0.0)
+        if centres is None:
+            continue
+        if n == 2:
+            (ax, ay, _), (bx, by, _) = centres
+            if abs(abs(ax - bx) - abs(ay - by)) < 7:
+                continue
+        return [_item(rng, *pair, size, c) for pair, size, c in zip(_distinct(rng, n), sizes, centres)]
+
+
+def _groups(rng, counts):
+    """Groups of equal shapes: counts[i] items of kind i, all of one size."""
+    while True:
+        total = sum(counts)
+        size = rng.choice(tuple(SIZES)) if total <= 3 else "small"
+        r = rng.uniform(*SIZES[size])
+        centres = _place(rng, [r] * total)
+        if centres is None:
+            continue
+        kinds = [pair for pair, k in zip(_distinct(rng, len(counts)), counts) for _ in range(k)]
+        return [_item(rng, *pair, size, c) for pair, c in zip(kinds, centres)]
+
+
+def _text(rng, y_range, height_range):
+    if rng.random() < 0.5:
+        digits = rng.choices((1, 2, 3), (1, 4, 5))[0]
+        value = str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10 ** digits - 1))
+    else:
+        value = rng.choice(WORDS)
+    return Text(value, rng.choice(tuple(COLORS)), 32.0, rng.uniform(*y_range), rng.uniform(*height_range), rng.randrange(len(FONT_NAMES)))
+
+
+KINDS = {"one": 10, "two": 24, "three": 13, "four": 9, "group": 8, "groups": 9, "text": 22, "text+one": 4, "empty": 1}
+
+
+def make_scene(rng, world, kind=None):
+    """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background."""
+    kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+    scene = Scene()
+    if kind in ("one", "two", "three", "four"):
+        scene.items = _objects(rng, ("one", "two", "three", "four").index(kind) + 1)
+    elif kind == "group":
+        scene.items = _groups(rng, (rng.randint(2, 6),))
+    elif kind == "groups":
+        a = rng.randint(1, 4)
+        scene.items = _groups(rng, (a, rng.randint(2 if a == 1 else 1, 6 - a)))
+    elif kind == "text":
+        scene.text = _text(rng, (16, 48), (14, 27))
+    elif kind == "text+one":
+        above = rng.random() < 0.5
+        scene.text = _text(rng, (14, 18) if above else (46, 50), (13, 20))
+        size = rng.choice(tuple(SIZES))
+        r = rng.uniform(*SIZES[size])
+        x, y = rng.uniform(r + 2, 62 - r), rng.uniform(45, 49) if above else rng.uniform(15, 19)
+        scene.items = [_item(rng, rng.choice(SHAPES), rng.choice(tuple(COLORS)), size, (x, y, r))]
+    _paint(rng, world, scene)
+    return scene
+
+
+def _paint(rng, world, scene):
+    """Chooses the background, then paints; a colour that would not show is exchanged for all things that have it."""
+    style = rng.choices(("plain", "gradient", "photo"), (40, 30, 30))[0]
+    shade = lambda: tuple(rng.randint(0, 255) for _ in range(3)) if rng.random() < 0.5 else (rng.choice((10, 40, 215, 250)),) * 3
+    if style == "plain":
+        scene.background = ("plain", _jitter(rng, shade(), 6))
+    elif style == "gradient":
+        a = shade()
+        scene.background = ("gradient", a, _jitter(rng, a, 90), rng.choice((0, 90, 45, 135, 180, 270)))
+    else:
+        index = rng.randrange(len(world.photos))
+        w, h = world.photos[index].size
+        side = rng.randint(96, min(w, h))
+        x, y = rng.randint(0, w - side), rng.randint(0, h - side)
+        tone = rng.choice((0, 25, 230, 255))
+        scene.background = ("photo", index, (x, y, x + side, y + side), tone, rng.uniform(0.35, 0.6))
+    ground = draw_background(world, scene, 32)
+    things = scene.items + ([scene.text] if scene.text else [])
+    limit = 95
+    while True:
+        bad = None
+        for thing in things:
+            radius = thing.r if isinstance(thing, Item) else 20
+            box = [round(v / 2) for v in (thing.x - radius, thing.y - min(radius, 10), thing.x + radius, thing.y + min(radius, 10))]
+            patch = ground.crop(box).resize((2, 2), Image.BOX)
+            if min(_distance(COLORS[thing.color], patch.getpixel((i, j))) for i in (0, 1) for j in (0, 1)) < limit:
+                bad = thing
+                break
+        if bad is None:
+            break
+        limit -= 2
+        taken = {(i.shape, i.color) for i in scene.items}
+        old = bad.color
+        new = rng.choice([c for c in COLORS if c != old])
+        if any((i.shape, new) in taken for i in scene.items if i.color == old):
+            continue
+        for thing in things:
+            if thing.color == old:
+                thing.color = new
+    for thing in things:
+        thing.rgb = _jitter(rng, COLORS[thing.color])
+
+
+# ---- drawing ----
+
+def draw_background(world, scene, side):
+    kind = scene.background[0]
+    if kind == "plain":
+        return Image.new("RGB", (side, side), scene.background[1])
+    if kind == "gradient":
+        _, a, b, degrees = scene.background
+        ramp = Image.linear_gradient("L").resize((side, side), Image.BILINEAR)
+        if degrees % 90:
+            ramp = Image.blend(ramp, ramp.transpose(Image.ROTATE_90), 0.5)
+        if degrees >= 180:
+            ramp = ramp.transpose(Image.ROTATE_180)
+        elif degrees in (90, 135):
+            ramp = ramp.transpose(Image.ROTATE_90)
+        return Image.composite(Image.new("RGB", (side, side), a), Image.new("RGB", (side, side), b), ramp)
+    _, index, crop, tone, alpha = scene.background
+    photo = world.photos[index].crop(crop).resize((side, side), Image.BILINEAR)
+    return Image.blend(photo, Image.new("RGB", (side, side), (tone,) * 3), alpha)
+
+
+_HEART = [(16 * math.sin(t) ** 3 / 16.5,
+           -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) + 2) / 16.5)
+          for t in [2 * math.pi * k / 36 for k in range(36)]]
+_ARM = 0.34
+_OUTLINES = {
+    "square": [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)],
+    "triangle": [(0, -1), (0.95, 0.75), (-0.95, 0.75)],
+    "star": [((1.08 if k % 2 == 0 else 0.45) * math.sin(k * math.pi / 5), -(1.08 if k % 2 == 0 else 0.45) * math.cos(k * math.pi / 5))
+             for k in range(10)],
+    "cross": [(-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
+              (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)],
+    "heart": _HEART,
+}
+
+
+def _draw_item(draw, item, scale):
+    x, y, r = item.x * scale, item.y * scale, item.r * scale
+    if item.shape == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=item.rgb)
+    elif item.shape == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=item.rgb, width=max(2, round(r * 0.36)))
+    else:
+        c, s = math.cos(item.angle), math.sin(item.angle)
+        draw.polygon([(x + r * (c * a - s * b), y + r * (s * a + c * b)) for a, b in _OUTLINES[item.shape]], fill=item.rgb)
+
+
+def _draw_text(draw, text, scale, fonts):
+    size = max(6, round(text.height * scale * 1.25))
+    width_limit, path = 60 * scale, fonts[text.font]
+    while _font(path, size).getlength(text.value) > width_limit:
+        size -= 1
+    draw.text((text.x * scale, text.y * scale), text.value, font=_font(path, size), fill=text.rgb, anchor="mm")
+
+
+def draw_scene(world, scene, side):
+    """The RGB picture of a scene, side x side pixels, drawn without smoothing (shrinking smooths)."""
+    image = draw_background(world, scene, side)
+    draw = ImageDraw.Draw(image)
+    for item in scene.items:
+        _draw_item(draw, item, side / 64)
+    if scene.text:
+        _draw_text(draw, scene.text, side / 64, world.fonts)
+    return image
