@@ -210,9 +210,12 @@ impl Builder {
         let [q, k, v] = qkv;
         let (num_kv_heads, head_dim) = (heads.num_kv_heads, heads.head_dim);
         let per_page = [2, num_kv_heads, PAGE_SIZE, head_dim].map(Dim::from);
-        let cache =
-            self.state(&format!("kv.{layer}"), Shape::new(std::iter::once(Sym::Pages.into()).chain(per_page)));
-        self.push(&format!("{name}.kv_write"), Op::KvWrite { cache, num_kv_heads, head_dim }, &[k, v, step.slot_mapping]);
+        let cache = self.state(&format!("kv.{layer}"), Shape::new(std::iter::once(Sym::Pages.into()).chain(per_page)));
+        self.push(
+            &format!("{name}.kv_write"),
+            Op::KvWrite { cache, num_kv_heads, head_dim },
+            &[k, v, step.slot_mapping],
+        );
         let inputs = [q, step.block_table, step.cu_seqlens_q, step.context_lens];
         self.push(name, Op::PagedAttention { cache, heads, window }, &inputs)
     }

@@ -83,11 +83,7 @@ impl Graph {
 
     /// The input nodes, in the order in which a program takes its arrays.
     pub fn inputs(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, n)| matches!(n.op, Op::Input))
-            .map(|(i, n)| (NodeId(i as u32), n))
+        self.nodes.iter().enumerate().filter(|(_, n)| matches!(n.op, Op::Input)).map(|(i, n)| (NodeId(i as u32), n))
     }
 
     /// Floating-point operations and elements moved under `sizes`, summed over the nodes.
@@ -107,7 +103,14 @@ impl Graph {
 impl fmt::Display for Graph {
     /// One line a node: `%id name = op(inputs; weights) kind shape`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "graph {}: {} nodes, {} weights, {} states", self.name, self.nodes.len(), self.weights.len(), self.states.len())?;
+        writeln!(
+            f,
+            "graph {}: {} nodes, {} weights, {} states",
+            self.name,
+            self.nodes.len(),
+            self.weights.len(),
+            self.states.len()
+        )?;
         for (i, n) in self.nodes.iter().enumerate() {
             write!(f, "%{i} {} = {}(", n.name, n.op.name())?;
             for (j, x) in n.inputs.iter().enumerate() {

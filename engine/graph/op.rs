@@ -179,7 +179,8 @@ impl Op {
         };
         let want = |i: usize, kind: Kind, dims: &[Option<Dim>]| {
             let t = inputs[i];
-            let fits = t.shape.0.len() == dims.len() && t.shape.0.iter().zip(dims).all(|(a, b)| b.is_none_or(|b| b == *a));
+            let fits =
+                t.shape.0.len() == dims.len() && t.shape.0.iter().zip(dims).all(|(a, b)| b.is_none_or(|b| b == *a));
             if t.kind == kind && fits {
                 return Ok(());
             }

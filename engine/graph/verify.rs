@@ -27,7 +27,12 @@ pub fn verify(graph: &Graph) -> Result<()> {
         let types: Vec<&Type> = node.inputs.iter().map(|x| &graph.node(*x).ty).collect();
         match node.op.infer(graph, &types) {
             Ok(ty) if ty == node.ty => {}
-            Ok(ty) => return fault(node, format!("type is {} {:?}, inferred {} {:?}", node.ty.shape, node.ty.kind, ty.shape, ty.kind)),
+            Ok(ty) => {
+                return fault(
+                    node,
+                    format!("type is {} {:?}, inferred {} {:?}", node.ty.shape, node.ty.kind, ty.shape, ty.kind),
+                );
+            }
             Err(e) => return fault(node, format!("{}: {e}", node.op.name())),
         }
     }

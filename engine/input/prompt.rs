@@ -206,7 +206,7 @@ impl TextGuard {
 }
 
 /// Whether one of the sorted strings starts with `prefix` and goes on after it.
-fn starts_longer(sorted: &[String], prefix: &str) -> bool {
+pub(crate) fn starts_longer(sorted: &[String], prefix: &str) -> bool {
     let at = sorted.partition_point(|s| s.as_str() <= prefix);
     sorted.get(at).is_some_and(|s| s.starts_with(prefix))
 }

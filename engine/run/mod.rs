@@ -1,1 +1,7 @@
 //! run
+
+pub mod logits;
+pub mod philox;
+pub mod sampler;
+pub mod sampling_params;
+pub mod stop;

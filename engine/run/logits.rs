@@ -1,0 +1,187 @@
+//! Logits processors: what changes a row of logits before a token is chosen.
+//!
+//! In: one row of logits `[vocab]`, the tokens so far. Out: the same row, changed in place. Owns: the history that the
+//! processors look at. Not here: temperature, top-k, top-p and min-p, which only sampling applies (`sampler.rs`).
+//!
+//! Meaning and order are those of transformers 5 (`generation/utils.py`, `_get_logits_processor`): repetition penalty,
+//! repeated n-grams, bad words, minimum length, forced first token, forced last token, suppressed tokens.
+
+use super::sampling_params::SamplingParams;
+
+const BANNED: f32 = f32::NEG_INFINITY;
+
+/// The processors of one sequence (of one beam, in beam search), with what they have to remember.
+#[derive(Debug, Clone)]
+pub struct LogitsProcessors {
+    repetition_penalty: f32,
+    no_repeat_ngram_size: usize,
+    /// Sequences of several tokens; single ones are in `banned`.
+    bad_words: Vec<Vec<u32>>,
+    /// Tokens that never occur: bad words of one token.
+    banned: Vec<u32>,
+    eos: Vec<u32>,
+    min_new_tokens: usize,
+    forced_bos: Option<u32>,
+    forced_eos: Vec<u32>,
+    suppressed: Vec<u32>,
+    begin_suppressed: Vec<u32>,
+    /// Number of new tokens at which `begin_suppressed` holds.
+    begin: usize,
+    max_tokens: usize,
+    prompt_len: usize,
+    num_new: usize,
+    /// Prompt and answer, kept when n-grams or bad words look back.
+    history: Option<Vec<u32>>,
+    /// Every token of prompt and answer once, and a bit for each, kept when repetitions are penalised.
+    seen: Option<Seen>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    tokens: Vec<u32>,
+    bits: Vec<u64>,
+}
+
+impl Seen {
+    fn insert(&mut self, token: u32) {
+        let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
+        if word >= self.bits.len() {
+            self.bits.resize(word + 1, 0);
+        }
+        if self.bits[word] & bit == 0 {
+            self.bits[word] |= bit;
+            self.tokens.push(token);
+        }
+    }
+}
+
+impl LogitsProcessors {
+    /// Processors for a sequence whose decoder starts with the tokens `prompt` (placeholder tokens included).
+    pub fn new(params: &SamplingParams, prompt: &[u32]) -> Self {
+        let (single, several): (Vec<_>, Vec<_>) =
+            params.bad_words_ids.iter().filter(|word| !word.is_empty()).partition(|word| word.len() == 1);
+        // An end token stays possible even when it is listed as a bad word.
+        let banned = single.into_iter().map(|word| word[0]).filter(|id| !params.eos_token_id.contains(id)).collect();
+        let looks_back = params.no_repeat_ngram_size > 0 || !several.is_empty();
+        let delayed = params.forced_bos_token_id.is_some() && prompt.len() <= 1;
+        let mut processors = LogitsProcessors {
+            repetition_penalty: params.repetition_penalty,
+            no_repeat_ngram_size: params.no_repeat_ngram_size,
+            bad_words: several.into_iter().cloned().collect(),
+            banned,
+            eos: params.eos_token_id.clone(),
+            min_new_tokens: params.min_new_tokens,
+            forced_bos: params.forced_bos_token_id,
+            forced_eos: params.forced_eos_token_id.clone(),
+            suppressed: params.suppress_tokens.clone(),
+            begin_suppressed: params.begin_suppress_tokens.clone(),
+            begin: usize::from(delayed),
+            max_tokens: params.max_tokens,
+            prompt_len: prompt.len(),
+            num_new: 0,
+            history: looks_back.then(|| Vec::with_capacity(prompt.len() + params.max_tokens.min(1024))),
+            seen: (params.repetition_penalty != 1.0).then(Seen::default),
+        };
+        for &token in prompt {
+            processors.remember(token);
+        }
+        processors
+    }
+
+    /// Whether any row is left as it is.
+    pub fn is_identity(&self) -> bool {
+        self.seen.is_none()
+            && self.history.is_none()
+            && self.banned.is_empty()
+            && self.min_new_tokens <= self.num_new
+            && self.forced_bos.is_none()
+            && self.forced_eos.is_empty()
+            && self.suppressed.is_empty()
+            && self.begin_suppressed.is_empty()
+    }
+
+    /// Takes note of a token of the answer.
+    pub fn observe(&mut self, token: u32) {
+        self.remember(token);
+        self.num_new += 1;
+    }
+
+    fn remember(&mut self, token: u32) {
+        if let Some(history) = &mut self.history {
+            history.push(token);
+        }
+        if let Some(seen) = &mut self.seen {
+            seen.insert(token);
+        }
+    }
+
+    /// Changes the row `[vocab]` for the next token. Token ids beyond the row are ignored.
+    pub fn apply(&self, row: &mut [f32]) {
+        if let Some(seen) = &self.seen {
+            for &token in &seen.tokens {
+                if let Some(logit) = row.get_mut(token as usize) {
+                    *logit =
+                        if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+                }
+            }
+        }
+        if let Some(history) = &self.history {
+            ban_repeated_ngrams(row, history, self.no_repeat_ngram_size);
+        }
+        ban(row, &self.banned);
+        if let Some(history) = &self.history {
+            for word in &self.bad_words {
+                if let Some((last, before)) = word.split_last()
+                    && history.ends_with(before)
+                {
+                    ban(row, &[*last]);
+                }
+            }
+        }
+        if self.num_new < self.min_new_tokens {
+            ban(row, &self.eos);
+        }
+        if let Some(token) = self.forced_bos
+            && self.prompt_len + self.num_new == 1
+        {
+            force(row, &[token]);
+        }
+        if !self.forced_eos.is_empty() && self.num_new + 1 == self.max_tokens {
+            force(row, &self.forced_eos);
+        }
+        ban(row, &self.suppressed);
+        if self.num_new == self.begin {
+            ban(row, &self.begin_suppressed);
+        }
+    }
+}
+
+fn ban(row: &mut [f32], tokens: &[u32]) {
+    for &token in tokens {
+        if let Some(logit) = row.get_mut(token as usize) {
+            *logit = BANNED;
+        }
+    }
+}
+
+fn force(row: &mut [f32], tokens: &[u32]) {
+    row.fill(BANNED);
+    for &token in tokens {
+        if let Some(logit) = row.get_mut(token as usize) {
+            *logit = 0.0;
+        }
+    }
+}
+
+/// Bans every token that would complete an n-gram that has occurred.
+fn ban_repeated_ngrams(row: &mut [f32], history: &[u32], n: usize) {
+    if n == 0 || history.len() < n {
+        return;
+    }
+    let prefix = &history[history.len() + 1 - n..];
+    for window in history.windows(n) {
+        if &window[..n - 1] == prefix {
+            ban(row, &window[n - 1..]);
+        }
+    }
+}
