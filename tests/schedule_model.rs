@@ -357,6 +357,9 @@ fn run(case: &Case, seen: &mut Seen) {
             }
         };
         abort(&mut scheduler, false);
+        let waited: HashSet<_> =
+            scheduler.sequences().filter(|s| s.state() == SequenceState::Waiting).map(Sequence::id).collect();
+        let preemptions = scheduler.stats().num_preemptions;
         let Some(batch) = scheduler.schedule() else {
             assert!(scheduler.is_idle());
             match arrivals.peek() {
@@ -367,6 +370,12 @@ fn run(case: &Case, seen: &mut Seen) {
         };
         scheduler.debug_validate().unwrap();
         check_budgets(c, &batch, &scheduler);
+        if batch.seqs.iter().any(|s| waited.contains(&s.id)) {
+            let now = scheduler.stats();
+            assert_eq!(now.num_preemptions, preemptions, "admitted in a step that preempts");
+            let others = now.num_running - 1;
+            assert!(now.pages_total - now.pages_used >= others, "admitted into the others' next pages");
+        }
         for s in &batch.seqs {
             let sequence = scheduler.sequence(s.id).unwrap();
             let inside = |end: usize| sequence.images().iter().any(|i| i.start < end && end < i.range().end);

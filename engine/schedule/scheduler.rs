@@ -251,7 +251,6 @@ impl Scheduler {
         let mut tokens = self.config.max_num_batched_tokens;
         let mut work = self.config.max_encode_work;
 
-        let preemptions = self.stats.num_preemptions;
         let mut i = 0;
         while i < self.running.len() && tokens > 0 {
             if !self.grow(i) {
@@ -268,14 +267,12 @@ impl Scheduler {
             }
             i += 1;
         }
-        // Whoever was preempted just now would only be admitted to be preempted again.
-        if self.stats.num_preemptions == preemptions {
-            while tokens > 0 && self.running.len() < self.config.max_num_seqs {
-                let Some(n) = self.admit(tokens, &mut work, &mut batch.encode) else { break };
-                let seq = self.running.last().expect("just admitted");
-                batch.seqs.push(part(seq, n));
-                tokens -= n;
-            }
+        // After a preemption nobody is admitted: the victim is first in line and lacks the page it made way for.
+        while tokens > 0 && self.running.len() < self.config.max_num_seqs {
+            let Some(n) = self.admit(tokens, &mut work, &mut batch.encode) else { break };
+            let seq = self.running.last().expect("just admitted");
+            batch.seqs.push(part(seq, n));
+            tokens -= n;
         }
         if batch.seqs.is_empty() {
             debug_assert!(self.live.is_empty(), "the oldest sequence always advances");

@@ -234,9 +234,7 @@ impl Sequence {
                 Some(parent) => h.update(b"block").update(parent),
                 None => h.update(b"first").update(&self.salt),
             };
-            for t in &self.tokens[range.clone()] {
-                h.update(&t.to_le_bytes());
-            }
+            h.update(bytemuck::cast_slice(&self.tokens[range.clone()]));
             let images = &self.images[self.images_in(range.clone())];
             h.update(&(images.len() as u64).to_le_bytes());
             for s in images {
