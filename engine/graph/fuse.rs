@@ -124,7 +124,8 @@ mod tests {
         let m = b.mul("mul", a, u);
         let d = b.linear("down", m, 8);
         let y = b.add("out", x, d);
-        b.finish(if read_gate_twice { &[y, g][..] } else { &[y][..] }).unwrap()
+        let outputs = if read_gate_twice { vec![y, g] } else { vec![y] };
+        b.finish(&outputs).unwrap()
     }
 
     fn ops(g: &Graph) -> Vec<&'static str> {
