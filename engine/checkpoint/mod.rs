@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod generation;
+pub mod hub;
 pub mod rope;
 pub mod safetensors;
 
