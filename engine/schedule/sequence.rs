@@ -9,7 +9,7 @@ use super::{BlockTable, EncoderRef, Hash};
 use crate::{Error, Result};
 
 /// Names a sequence; chosen by the caller, unique among live sequences.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
 
 impl std::fmt::Display for SeqId {
@@ -62,12 +62,6 @@ pub struct SequenceSpec {
     pub max_new_tokens: usize,
     /// Mixed into every block hash: sequences with different salts share no pages (adapters, tenants).
     pub salt: Hash,
-}
-
-impl Default for SeqId {
-    fn default() -> SeqId {
-        SeqId(0)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
