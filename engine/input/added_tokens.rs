@@ -155,10 +155,7 @@ impl AddedTokens {
                 if token.rstrip {
                     end = text.len() - text[end..].trim_start().len();
                 }
-                // A token before may have taken the whitespace that this one consists of.
-                if start < done || start >= end {
-                    continue;
-                }
+                // Whitespace that a token has taken can be a token itself; the library then gives both.
                 done = end;
                 found.push((start..end, *id));
             }

@@ -6,6 +6,7 @@ mod added_tokens;
 pub mod chat_template;
 pub mod detokenizer;
 mod files;
+mod guarded;
 pub mod image;
 pub mod message;
 pub mod prompt;

@@ -5,7 +5,6 @@
 //! tokens. Not here: matching control tokens around literals (`added_tokens.rs`), streaming (`detokenizer.rs`).
 
 use std::collections::{BTreeMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
@@ -13,6 +12,7 @@ use tokenizers::{AddedToken, PostProcessor};
 
 use super::added_tokens::AddedTokens;
 use super::files::read_text;
+use super::guarded::no_panic;
 use super::prompt::{PromptText, TextGuard};
 use crate::{Error, Result};
 
@@ -246,12 +246,6 @@ fn byte_ids(inner: &tokenizers::Tokenizer) -> HashSet<u32> {
     let upper = (0..=255u8).filter_map(|byte| inner.token_to_id(&format!("<0x{byte:02X}>")));
     let lower = (0..=255u8).filter_map(|byte| inner.token_to_id(&format!("<0x{byte:02x}>")));
     upper.chain(lower).collect()
-}
-
-/// The tokenizers library asserts its own invariants; a file or text that breaks one ends this request, not the engine.
-fn no_panic<T>(what: &str, work: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work))
-        .map_err(|_| Error::Config(format!("{what}: the tokenizers library failed on it; is the file damaged?")))
 }
 
 fn failed(what: &str, error: &tokenizers::Error) -> Error {

@@ -22,7 +22,7 @@ const FUEL: u64 = 2_000_000;
 /// Nested macros, includes and recursive loops.
 const RECURSION_LIMIT: usize = 100;
 /// Longest rendered text, in bytes.
-const MAX_OUTPUT_BYTES: usize = 256 << 20;
+const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Wall clock for one rendering. Steps are bounded, but one step can be slow on a very long string.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Stack of the thread that compiles and renders. Expressions and values nest as deep as the source or the steps allow,
