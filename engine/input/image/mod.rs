@@ -5,10 +5,15 @@
 //! Not here: sizes, tiles, padding and channel order, which a family decides.
 
 mod decode;
+mod exif;
+mod formats;
+mod jpeg;
 mod normalize;
 mod resample;
 mod resample_simd;
+mod sniff;
 pub mod source;
+mod tiff;
 
 pub use decode::{DecodeOptions, decode};
 pub use normalize::Normalizer;
