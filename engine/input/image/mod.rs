@@ -6,6 +6,7 @@
 
 mod decode;
 mod exif;
+mod fetch;
 mod formats;
 mod jpeg;
 mod normalize;
