@@ -182,7 +182,7 @@ impl Builder {
 
     /// The parameter `name [rows, width]`, once an image.
     pub fn broadcast_rows(&self, name: &str, rows: usize, width: usize) -> NodeId {
-        let weight = self.weight(name, vec![rows, width], false);
+        let weight = self.weight(name, vec![rows, width], true);
         self.push(name, Op::BroadcastRows { weight }, &[])
     }
 

@@ -87,7 +87,7 @@ fn linear_add(graph: &Graph, add: &Node) -> Option<(Op, Vec<NodeId>)> {
     let [residual, y] = [add.inputs[0], add.inputs[1]];
     let Op::Linear { weight, bias } = graph.node(y).op else { return None };
     let x = graph.node(y).inputs[0];
-    read_once(graph, y).then(|| (Op::LinearAdd { weight, bias }, vec![x, residual]))
+    read_once(graph, y).then(|| (Op::LinearAdd { weight, bias }, vec![residual, x]))
 }
 
 /// Removes nodes whose value nobody reads; inputs and operations with effects stay.

@@ -97,7 +97,7 @@ pub enum Op {
     ScatterRows { slab: StateId },
     /// Fused: `(x [T, k]) -> [T, n]`, `act(x * gate^T) * (x * up^T)`.
     GatedLinear { gate: WeightId, up: WeightId, activation: Activation },
-    /// Fused: `(x [T, k], r [T, n]) -> [T, n]`, `r + (x * w^T + b)`.
+    /// Fused: `(r [T, n], x [T, k]) -> [T, n]`, `r + (x * w^T + b)`.
     LinearAdd { weight: WeightId, bias: Option<WeightId> },
 }
 
@@ -165,9 +165,9 @@ impl Op {
         }
     }
 
-    /// Whether the result may overwrite the first input's memory, element by element.
+    /// Whether the result may overwrite the first input's memory.
     pub fn in_place(&self) -> bool {
-        matches!(self, Op::Activation(_) | Op::Add | Op::Mul | Op::Rope { .. })
+        matches!(self, Op::Activation(_) | Op::Add | Op::Mul | Op::Rope { .. } | Op::LinearAdd { .. })
     }
 
     /// Type of the result, or what is wrong with the inputs. An operation without a result has an empty shape.
@@ -207,10 +207,10 @@ impl Op {
             Op::LinearAdd { weight, bias } => {
                 count(2)?;
                 let (n, k) = matrix(*weight);
-                want(0, Kind::Float, &[None, Some(k.into())])?;
-                want(1, Kind::Float, &[Some(inputs[0].shape.rows()), Some(n.into())])?;
+                want(1, Kind::Float, &[None, Some(k.into())])?;
+                want(0, Kind::Float, &[Some(inputs[1].shape.rows()), Some(n.into())])?;
                 bias_fits(*bias, n)?;
-                float(inputs[1].shape.clone())
+                float(inputs[0].shape.clone())
             }
             Op::GatedLinear { gate, up, .. } => {
                 count(1)?;
@@ -332,8 +332,8 @@ impl Op {
                 (Op::Mul, vec![Arg::Step(1), Arg::Step(2)]),
             ]),
             Op::LinearAdd { weight, bias } => Some(vec![
-                (Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Input(0)]),
-                (Op::Add, vec![Arg::Input(1), Arg::Step(0)]),
+                (Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Input(1)]),
+                (Op::Add, vec![Arg::Input(0), Arg::Step(0)]),
             ]),
             _ => None,
         }

@@ -1,7 +1,8 @@
 //! Memory plan: a place in one arena for every value, from when it is made to when it is last read.
 //!
 //! In: a graph and the bucket's largest sizes. Out: byte offsets. Values may share memory when they do not
-//! live at the same time; element-wise operations overwrite their first input where nobody reads it later.
+//! live at the same time; operations that may do so overwrite their first input where nobody
+//! reads it later.
 
 use std::fmt;
 
