@@ -9,6 +9,7 @@ pub mod generation;
 pub mod hub;
 pub mod rope;
 pub mod safetensors;
+pub mod storage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

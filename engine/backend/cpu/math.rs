@@ -57,15 +57,7 @@ pub(super) fn tanh<V: Vector>(x: V) -> V {
 pub(super) fn erf<V: Vector>(x: V) -> V {
     let a = x.abs();
     let z = x.mul(x);
-    let c = [
-        7.875_875e-5,
-        -8.016_864e-4,
-        5.189_087e-3,
-        -2.685_421e-2,
-        1.128_359_4e-1,
-        -3.761_262_6e-1,
-        1.283_791_7e-1,
-    ];
+    let c = [7.875_875e-5, -8.016_864e-4, 5.189_087e-3, -2.685_421e-2, 1.128_359_4e-1, -3.761_262_6e-1, 1.283_791_7e-1];
     let small = x.fma(horner(z, c), x);
     // erfc(a) = e^(-a S(a)) on [1, 4]; beyond, erf is 1 to f32.
     let t = V::splat(4.0).min(a);

@@ -18,9 +18,12 @@ pub mod logits;
 mod math;
 pub mod matmul;
 pub mod matrix;
+mod memory;
 pub mod norms;
 mod parallel;
+mod program;
 pub mod rope;
 mod simd;
 
 pub use matrix::{Matrix, WeightData};
+pub use program::CpuBackend;

@@ -140,15 +140,7 @@ impl<E: Element> Job<'_, E> {
     /// Takes a finished block: rows `row..row+rows`, columns `col..col+cols`, `t[i]` of row stride `stride`.
     /// Each block of `y` is finished by one task only.
     #[inline(always)]
-    fn finish<V: Vector>(
-        &self,
-        row: usize,
-        rows: usize,
-        col: usize,
-        cols: usize,
-        t: [&mut [f32]; 2],
-        stride: usize,
-    ) {
+    fn finish<V: Vector>(&self, row: usize, rows: usize, col: usize, cols: usize, t: [&mut [f32]; 2], stride: usize) {
         let [first, second] = t;
         for r in 0..rows {
             // SAFETY: blocks are disjoint, and each is finished once.
