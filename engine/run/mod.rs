@@ -1,7 +1,15 @@
-//! run
+//! Runs requests: preparing, scheduling, executing, sampling.
+//!
+//! In: requests. Out: events. `executor.rs` is where models and backends meet; `worker.rs` is the loop.
 
+pub mod engine;
+pub mod executor;
 pub mod logits;
+pub mod mailbox;
 pub mod philox;
+pub mod prepare;
+pub mod request;
 pub mod sampler;
 pub mod sampling_params;
 pub mod stop;
+pub mod worker;
