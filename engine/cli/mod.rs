@@ -1,6 +1,53 @@
-//! cli
+//! The command line: one file a command.
+//!
+//! In: arguments and environment. Out: exit codes of the contract. Answers go to stdout, everything else to stderr.
+
+pub mod args;
+pub mod chat;
+pub mod inspect;
+pub mod logging;
+pub mod output;
+pub mod requests;
+pub mod run;
+pub mod signals;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::Error;
+
+/// Vision-language inference: one image and a question, a folder to caption, a server.
+#[derive(Debug, Parser)]
+#[command(name = "engine", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer one prompt about images, or a file of requests
+    Run(Box<run::RunArgs>),
+    /// Talk in the terminal, several turns
+    Chat(Box<chat::ChatArgs>),
+    /// Show what a checkpoint holds and what fits
+    Inspect(inspect::InspectArgs),
+}
+
+/// What a command ends with.
+pub type Outcome = Result<ExitCode, Error>;
 
 /// Runs the program and returns its exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    signals::exit_on_signals();
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(*args),
+        Command::Chat(args) => chat::chat(*args),
+        Command::Inspect(args) => inspect::inspect(args),
+    };
+    outcome.unwrap_or_else(|e| {
+        eprintln!("error: {e}");
+        ExitCode::from(e.exit_code())
+    })
 }

@@ -4,6 +4,7 @@
 //! Owns: decoding, EXIF orientation, colour modes, resampling, the value tables of normalisation.
 //! Not here: sizes, tiles, padding and channel order, which a family decides.
 
+pub mod color;
 mod decode;
 mod exif;
 mod fetch;
