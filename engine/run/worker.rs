@@ -116,7 +116,8 @@ impl Worker {
         let Prepared { prompt, spans, tiles, params, image_tokens, image_s } = prepared;
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        let detokenizer = Detokenizer::new(self.frontend.tokenizer.clone(), &prompt, true)?;
+        // Without the prompt's tail: the text is what decoding the new tokens alone gives, as in transformers.
+        let detokenizer = Detokenizer::new(self.frontend.tokenizer.clone(), &[], true)?;
         let stop = StopMatcher::new(&params.stop)?;
         let max_new_tokens = params.max_tokens;
         let processors = LogitsProcessors::new(&params, &prompt);
