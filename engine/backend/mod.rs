@@ -4,6 +4,7 @@
 //! method. Not here: families, scheduling.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::Result;
 use crate::graph::{Graph, Node, Plan, Sizes};

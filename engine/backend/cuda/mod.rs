@@ -1,0 +1,59 @@
+//! The CUDA backend: a GPU through its driver, and the kernels compiled into this program.
+//!
+//! In: a device number. Out: device memory, streams, kernels ready to launch. Owns: the context of one GPU.
+//! Not here: the driver's C interface (`driver.rs`, the only file that names its bindings), which kernels there
+//! are (`kernels.rs`), one operation's launch (`ops/`).
+//!
+//! Nothing of CUDA is loaded before [`Cuda::open`] is called.
+
+pub mod driver;
+pub mod kernels;
+pub mod ops;
+
+use std::sync::Arc;
+
+use self::driver::{Device, Function};
+pub use self::driver::{DeviceBuffer, DeviceSlice, LaunchConfig, Stream};
+use self::kernels::KernelCache;
+use crate::{Error, Result};
+
+/// A GPU with its kernels.
+pub struct Cuda {
+    device: Arc<Device>,
+    kernels: KernelCache,
+}
+
+impl Cuda {
+    /// Opens GPU `ordinal` of those that the driver shows.
+    ///
+    /// Errors: [`Error::Device`] with the next step: no driver, no such GPU, a GPU too old, or a program that was
+    /// built without kernels.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let device = Device::open(ordinal)?;
+        if kernels::KERNELS.is_empty() {
+            return Err(Error::Device(
+                "cuda: this program was built without CUDA kernels (no nvcc was found); run tools/cuda-toolchain.sh \
+                 and build again, or use --device cpu"
+                    .into(),
+            ));
+        }
+        let (major, minor) = device.compute_capability();
+        if major < 8 {
+            return Err(Error::Device(format!(
+                "cuda:{ordinal}: {} has compute capability {major}.{minor}, the kernels need 8.0 (Ampere) or later; use \
+                 --device cpu",
+                device.name()
+            )));
+        }
+        Ok(Cuda { kernels: KernelCache::new(device.clone()), device })
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// A kernel by file and entry name, loaded at its first use.
+    pub fn kernel(&self, file: &'static str, entry: &str) -> Result<Function> {
+        self.kernels.function(file, entry)
+    }
+}

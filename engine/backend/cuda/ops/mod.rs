@@ -1,0 +1,26 @@
+//! One file an operation: its arguments, which entry runs, with how many blocks.
+//!
+//! In: device slices and sizes. Out: launches in a stream. Not here: which operations a graph has.
+
+pub mod rmsnorm;
+
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// The suffix of kernels for an activation type.
+fn suffix(op: &str, dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("f32"),
+        DType::F16 => Ok("f16"),
+        DType::Bf16 => Ok("bf16"),
+        other => Err(Error::Unsupported(format!("{op}: activations of type {} on cuda", other.name()))),
+    }
+}
+
+/// Refuses a slice that is smaller than what a kernel will touch.
+fn check_bytes(op: &str, name: &str, got: usize, need: usize) -> Result<()> {
+    if got < need {
+        return Err(Error::Internal(format!("{op}: {name}: needs {need} bytes, got {got}")));
+    }
+    Ok(())
+}
