@@ -112,7 +112,9 @@ fn wrong_sets_of_shards_are_refused() {
     };
     let map = |m: &str| format!(r#"{{"metadata":{{"total_size":8}},"weight_map":{m}}}"#);
     let both = map(r#"{"a":"s-1.safetensors","b":"s-2.safetensors"}"#);
-    let cases: Vec<(String, Vec<(&str, &str)>, &str)> = vec![
+    /// Index, (file, tensor) of each shard, what the refusal says.
+    type Case<'a> = (String, Vec<(&'a str, &'a str)>, &'a str);
+    let cases: Vec<Case> = vec![
         (both.clone(), vec![("s-1.safetensors", "a")], "s-2.safetensors: shard 2 of 2 is missing"),
         (both.clone(), vec![("s-1.safetensors", "a"), ("s-2.safetensors", "a")], "a: is in two files"),
         (

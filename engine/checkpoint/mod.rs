@@ -207,8 +207,11 @@ impl Checkpoint {
     }
 }
 
+/// A tensor's name and the number of the file that the index places it in.
+type Listed = (String, usize);
+
 /// The files of a checkpoint and, for shards, what the index says of each tensor.
-fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, Vec<(String, usize)>)> {
+fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, Vec<Listed>)> {
     let single = dir.join(SINGLE);
     // As in transformers, the single file wins where both are there.
     if single.exists() {
