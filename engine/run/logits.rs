@@ -9,6 +9,10 @@
 use super::sampling_params::SamplingParams;
 
 const BANNED: f32 = f32::NEG_INFINITY;
+/// New tokens that memory is set aside for at once; longer answers take more as they grow.
+const RESERVED_TOKENS: usize = 1024;
+/// Vocabulary size that memory is set aside for at once.
+const RESERVED_VOCAB: usize = 1 << 18;
 
 /// The processors of one sequence (of one beam, in beam search), with what they have to remember.
 #[derive(Debug, Clone)]
@@ -36,13 +40,17 @@ pub struct LogitsProcessors {
     seen: Option<Seen>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Seen {
     tokens: Vec<u32>,
     bits: Vec<u64>,
 }
 
 impl Seen {
+    fn with_capacity(tokens: usize) -> Self {
+        Seen { tokens: Vec::with_capacity(tokens), bits: Vec::with_capacity(RESERVED_VOCAB / 64) }
+    }
+
     fn insert(&mut self, token: u32) {
         let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
         if word >= self.bits.len() {
@@ -64,6 +72,7 @@ impl LogitsProcessors {
         let banned = single.into_iter().map(|word| word[0]).filter(|id| !params.eos_token_id.contains(id)).collect();
         let looks_back = params.no_repeat_ngram_size > 0 || !several.is_empty();
         let delayed = params.forced_bos_token_id.is_some() && prompt.len() <= 1;
+        let capacity = prompt.len() + params.max_tokens.min(RESERVED_TOKENS);
         let mut processors = LogitsProcessors {
             repetition_penalty: params.repetition_penalty,
             no_repeat_ngram_size: params.no_repeat_ngram_size,
@@ -79,8 +88,8 @@ impl LogitsProcessors {
             max_tokens: params.max_tokens,
             prompt_len: prompt.len(),
             num_new: 0,
-            history: looks_back.then(|| Vec::with_capacity(prompt.len() + params.max_tokens.min(1024))),
-            seen: (params.repetition_penalty != 1.0).then(Seen::default),
+            history: looks_back.then(|| Vec::with_capacity(capacity)),
+            seen: (params.repetition_penalty != 1.0).then(|| Seen::with_capacity(capacity)),
         };
         for &token in prompt {
             processors.remember(token);

@@ -12,4 +12,6 @@ pub mod request;
 pub mod sampler;
 pub mod sampling_params;
 pub mod stop;
+
+mod weights;
 pub mod worker;

@@ -10,11 +10,14 @@
 
 use super::philox;
 use super::sampling_params::SamplingParams;
+use super::weights::{sum, sum_of_exp, weights_of};
 use crate::{Error, Result};
 
 const BANNED: f32 = f32::NEG_INFINITY;
-/// Candidates that top-p sorts at first; doubled until their mass suffices.
+/// Candidates that top-p sorts at first; four times as many in every further round until their mass suffices.
 const TOP_P_CHUNK: usize = 256;
+/// Weights that are summed before they are looked at one by one.
+const DRAW_BLOCK: usize = 512;
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,15 +33,22 @@ pub struct Sampled {
 /// Chooses tokens; one for all sequences of a worker.
 #[derive(Debug, Default)]
 pub struct Sampler {
-    /// Values, or token ids, that are being selected from.
+    /// Logits that are being selected from.
     values: Vec<f32>,
+    /// Exponentials of the row.
+    weights: Vec<f32>,
+    /// Token ids.
     order: Vec<u32>,
 }
 
 impl Sampler {
     /// A sampler whose scratch memory suffices for rows of `vocab` logits.
     pub fn new(vocab: usize) -> Self {
-        Sampler { values: Vec::with_capacity(vocab), order: Vec::with_capacity(vocab) }
+        Sampler {
+            values: Vec::with_capacity(vocab),
+            weights: Vec::with_capacity(vocab),
+            order: Vec::with_capacity(vocab),
+        }
     }
 
     /// Chooses the token at `position` of the answer (0 is the first). The row is changed by the settings.
@@ -46,65 +56,65 @@ impl Sampler {
     /// # Errors
     /// `Error::Model` when a logit is not a number, `Error::Request` when the processors have left no token.
     pub fn sample(&mut self, row: &mut [f32], params: &SamplingParams, position: u64) -> Result<Sampled> {
-        let (best, max) = argmax(row, position)?;
+        let (best, mut max) = argmax(row, position)?;
         let token = if params.is_greedy() {
             best
         } else {
-            self.warp(row, params, max);
-            self.draw(row, params.seed, position)
+            max = divide_by_temperature(row, params.temperature, max);
+            if params.top_k > 0 && params.top_k < row.len() {
+                let least = self.nth_greatest(row, params.top_k);
+                ban_where(row, |logit| logit < least);
+            }
+            weights_of(row, max, &mut self.weights);
+            if params.top_p < 1.0 {
+                self.top_p(row, params.top_p);
+            }
+            if params.min_p > 0.0 {
+                self.ban_and_forget(row, |_, _, weight| weight < params.min_p);
+            }
+            draw(&self.weights, params.seed, position).unwrap_or(best)
         };
         let Some(num_top) = params.logprobs else {
             return Ok(Sampled { token, logprob: None, top: Vec::new() });
         };
-        let max = row.iter().copied().fold(BANNED, f32::max);
-        let sum: f64 = row.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-        let log_sum = sum.ln();
-        let logprob = |logit: f32| (f64::from(logit - max) - log_sum) as f32;
-        let top = self.top(row, num_top).into_iter().map(|token| (token, logprob(row[token as usize]))).collect();
-        Ok(Sampled { token, logprob: Some(logprob(row[token as usize])), top })
+        let log_sum = sum_of_exp(row, max).ln();
+        let logprob = |token: u32| (f64::from(row[token as usize] - max) - log_sum) as f32;
+        let top = self.top(row, num_top).into_iter().map(|token| (token, logprob(token))).collect();
+        Ok(Sampled { token, logprob: Some(logprob(token)), top })
     }
 
-    /// Temperature, top-k, top-p and min-p. `max` is the row's greatest logit.
-    fn warp(&mut self, row: &mut [f32], params: &SamplingParams, max: f32) {
-        let temperature = params.temperature;
-        if temperature != 1.0 {
-            // A tiny temperature would carry the logits themselves beyond f32; their differences to the greatest one
-            // may go to minus infinity.
-            let shift = if (max / temperature).is_finite() { 0.0 } else { max };
-            for logit in row.iter_mut() {
-                *logit = (*logit - shift) / temperature;
+    /// The `n`-th greatest logit, counted from 1; `n` is at most the row's length.
+    fn nth_greatest(&mut self, row: &[f32], n: usize) -> f32 {
+        // The greatest ones of what has been passed, and perhaps some more. What is not above the n-th of them cannot
+        // move it.
+        let room = n.saturating_mul(4).max(1024).min(row.len());
+        let mut least = None;
+        self.values.clear();
+        for &logit in row {
+            if least.is_none_or(|least| logit > least) {
+                self.values.push(logit);
+                if self.values.len() == room {
+                    let (_, &mut nth, _) = self.values.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a));
+                    self.values.truncate(n);
+                    least = Some(nth);
+                }
             }
         }
-        if params.top_k > 0 && params.top_k < row.len() {
-            self.top_k(row, params.top_k);
-        }
-        if params.top_p < 1.0 {
-            self.top_p(row, params.top_p);
-        }
-        if params.min_p > 0.0 {
-            let max = row.iter().copied().fold(BANNED, f32::max);
-            ban_where(row, |logit| (logit - max).exp() < params.min_p);
-        }
-    }
-
-    /// Keeps the `k` greatest logits and what equals the last of them.
-    fn top_k(&mut self, row: &mut [f32], k: usize) {
-        self.values.clear();
-        self.values.extend_from_slice(row);
-        let (_, &mut least, _) = self.values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-        ban_where(row, |logit| logit < least);
+        let (_, &mut nth, _) = self.values.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a));
+        nth
     }
 
     /// Keeps the shortest list of the most likely tokens whose mass reaches `p`, at least one.
     fn top_p(&mut self, row: &mut [f32], p: f32) {
-        let max = row.iter().copied().fold(BANNED, f32::max);
-        let weight = |logit: f32| f64::from((logit - max).exp());
-        let total: f64 = row.iter().map(|&logit| weight(logit)).sum();
+        let total = sum(&self.weights);
+        let enough = f64::from(p) * total;
+        // All tokens below this weight together have less mass than the part that is cut off.
+        let floor = ((total - enough) / row.len() as f64) as f32;
+        let weights = &self.weights;
         self.order.clear();
-        self.order.extend((0..row.len() as u32).filter(|&i| row[i as usize] > BANNED));
+        self.order.extend((0..row.len() as u32).filter(|&i| weights[i as usize] > 0.0 && weights[i as usize] >= floor));
         // transformers sorts upwards and cuts from below, so of equal logits the lower ids go first.
         let descending = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(b.cmp(a));
-        let enough = f64::from(p) * total;
         let mut sorted = 0;
         let mut above = 0.0;
         let mut kept = 0;
@@ -117,54 +127,83 @@ impl Sampler {
             }
             rest[..take].sort_unstable_by(descending);
             sorted += take;
-            chunk *= 2;
+            chunk *= 4;
             while kept < sorted && (kept == 0 || above < enough) {
-                above += weight(row[self.order[kept] as usize]);
+                above += f64::from(weights[self.order[kept] as usize]);
                 kept += 1;
             }
         }
-        for &token in &self.order[kept..] {
-            row[token as usize] = BANNED;
+        if let Some(&last) = kept.checked_sub(1).and_then(|last| self.order.get(last)) {
+            let least = row[last as usize];
+            self.ban_and_forget(row, |token, logit, _| logit < least || (logit == least && token < last));
         }
     }
 
-    /// Draws a token in proportion to the exponentials of the row.
-    fn draw(&mut self, row: &[f32], seed: u64, position: u64) -> u32 {
-        let max = row.iter().copied().fold(BANNED, f32::max);
-        self.values.clear();
-        self.values.extend(row.iter().map(|&logit| (logit - max).exp()));
-        let total: f64 = self.values.iter().copied().map(f64::from).sum();
-        let threshold = philox::uniform(seed, position) * total;
-        let mut below = 0.0;
-        let mut last = 0;
-        for (token, &weight) in self.values.iter().enumerate() {
-            if weight > 0.0 {
-                below += f64::from(weight);
-                last = token;
-                if below > threshold {
-                    break;
-                }
+    /// Bans tokens by id, logit and weight.
+    fn ban_and_forget(&mut self, row: &mut [f32], banned: impl Fn(u32, f32, f32) -> bool) {
+        for (token, (logit, weight)) in row.iter_mut().zip(&mut self.weights).enumerate() {
+            if banned(token as u32, *logit, *weight) {
+                *logit = BANNED;
+                *weight = 0.0;
             }
         }
-        last as u32
     }
 
     /// The `k` most likely tokens that are not banned.
     fn top(&mut self, row: &[f32], k: usize) -> Vec<u32> {
+        let k = k.min(row.len());
         if k == 0 {
             return Vec::new();
         }
+        let least = self.nth_greatest(row, k);
         self.order.clear();
-        self.order.extend((0..row.len() as u32).filter(|&i| row[i as usize] > BANNED));
-        let descending = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
-        let k = k.min(self.order.len());
-        if k < self.order.len() {
-            self.order.select_nth_unstable_by(k, descending);
-        }
-        let top = &mut self.order[..k];
-        top.sort_unstable_by(descending);
-        top.to_vec()
+        self.order.extend((0..row.len() as u32).filter(|&i| row[i as usize] >= least && row[i as usize] > BANNED));
+        self.order.sort_unstable_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
+        self.order.truncate(k);
+        self.order.clone()
     }
+}
+
+/// Divides the row and gives its new greatest value. A tiny temperature would carry the logits themselves beyond f32;
+/// then their differences to the greatest one are divided, which may go to minus infinity.
+fn divide_by_temperature(row: &mut [f32], temperature: f32, max: f32) -> f32 {
+    if temperature == 1.0 {
+        return max;
+    }
+    let shift = if (max / temperature).is_finite() { 0.0 } else { max };
+    for logit in row.iter_mut() {
+        *logit = (*logit - shift) / temperature;
+    }
+    (max - shift) / temperature
+}
+
+/// Draws a token in proportion to its weight; `None` when all weights are 0.
+fn draw(weights: &[f32], seed: u64, position: u64) -> Option<u32> {
+    let threshold = philox::uniform(seed, position) * sum(weights);
+    let mut below = 0.0;
+    let mut last = None;
+    for (block, chunk) in weights.chunks(DRAW_BLOCK).enumerate() {
+        let block_sum = sum(chunk);
+        if block_sum == 0.0 {
+            continue;
+        }
+        let within = chunk.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+        if below + block_sum <= threshold {
+            // Rounding can leave the threshold beyond the last block.
+            last = within.last().map(|(i, _)| (block * DRAW_BLOCK + i) as u32);
+            below += block_sum;
+            continue;
+        }
+        for (i, &weight) in within {
+            below += f64::from(weight);
+            last = Some((block * DRAW_BLOCK + i) as u32);
+            if below > threshold {
+                break;
+            }
+        }
+        return last;
+    }
+    last
 }
 
 /// The first of the greatest logits, and its value.

@@ -102,9 +102,8 @@ impl StopMatcher {
     /// Length of the longest end of the held text that is the start of a stop string.
     fn stop_head_at_end(&self) -> usize {
         let from = self.held.len().saturating_sub(self.longest - 1);
-        let mut starts = self.held.char_indices().rev().map(|(i, _)| i).take_while(|&i| i >= from).collect::<Vec<_>>();
-        starts.reverse();
-        let start = starts.into_iter().find(|&i| starts_longer(&self.stops, &self.held[i..]));
+        let starts = self.held.char_indices().rev().map(|(i, _)| i).take_while(|&i| i >= from);
+        let start = starts.filter(|&i| starts_longer(&self.stops, &self.held[i..])).last();
         start.map_or(0, |i| self.held.len() - i)
     }
 }

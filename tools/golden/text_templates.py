@@ -132,6 +132,7 @@ You are a helpful assistant.<|im_end|>
 {{ [1, 'a', none, true, 1.5] }} {{ {'k': 'v', 'n': [1, 2]} }} {{ (1, 2) | length }}
 {{ 'abc'[1] }}{{ 'abc'[-1] }}{{ 'hello'[1:3] }}{{ 'a' in 'cat' }}{{ 'x' not in 'cat' }} {{ 'a' if messages else 'b' }}
 {{ tools is none }} {{ tools is defined }} {{ documents is not none }} {{ foo is not defined }} {{ messages is iterable }} {{ messages[0] is mapping }}
+{% for x in [none, 'ab', [1], {'a': 1}, 3, true, undefined_thing] %}{{ x is iterable }}{{ x is sequence }}{{ x is string }}{{ x is mapping }} {% endfor %}
 {{ messages | map(attribute='role') | list | unique | sort | join(',') }} {{ (messages | last).role }} {{ messages | first | items | list | length }}
 {% raw %}{{ not rendered }}{% endraw %}
 {%+ if true %}kept{% endif %}

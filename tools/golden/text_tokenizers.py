@@ -261,7 +261,8 @@ def write(kind, tokenizer):
     print(kind, tokenizer.get_vocab_size(), sizes)
 
 
-write("prepend", byte_fallback("prepend"))
-write("metaspace", byte_fallback("metaspace"))
-write("bytelevel", byte_level())
-write("unigram", unigram())
+if __name__ == "__main__":
+    write("prepend", byte_fallback("prepend"))
+    write("metaspace", byte_fallback("metaspace"))
+    write("bytelevel", byte_level())
+    write("unigram", unigram())

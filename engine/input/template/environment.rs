@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error as TemplateError, ErrorKind, Output, State};
 
 use super::python;
@@ -104,6 +104,13 @@ fn environment() -> Environment<'static> {
         })
     });
     environment.add_filter("string", |value: &Value| python::str_of(value));
+    // Python's notions: none is not iterable, strings and mappings have items and a length.
+    environment.add_test("iterable", |value: &Value| {
+        !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
+    });
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map)
+    });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", super::clock::strftime_now);
     environment
