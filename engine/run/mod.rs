@@ -12,6 +12,5 @@ pub mod request;
 pub mod sampler;
 pub mod sampling_params;
 pub mod stop;
-
 mod weights;
 pub mod worker;
