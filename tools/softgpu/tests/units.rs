@@ -68,7 +68,7 @@ mod text_tests {
     }
 }
 
-mod memory_tests {
+mod bank_tests {
     use softgpu::exec::memory::wavefronts;
 
     #[test]
@@ -115,7 +115,7 @@ mod lexer_tests {
 }
 
 mod parser_tests {
-    use softgpu::ptx::parser::*;
+    use softgpu::ptx::*;
 
     #[test]
     fn kernel_with_scopes_and_locations() {

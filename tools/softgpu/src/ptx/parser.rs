@@ -305,11 +305,12 @@ impl Parser<'_> {
             return Ok(out);
         }
         while !self.lex.take(b')') {
-            let (mut align, mut ty, mut lanes) = (0, None, 1);
+            let (mut align, mut ty, mut lanes, mut pointer) = (0, None, 1, false);
             while self.lex.peek() == b'.' {
                 let w = self.lex.word().to_string();
                 match w.as_str() {
-                    ".param" | ".reg" | ".ptr" | ".global" | ".shared" | ".const" | ".local" => {}
+                    ".param" | ".reg" | ".global" | ".shared" | ".const" | ".local" => {}
+                    ".ptr" => pointer = true,
                     ".align" => align = self.integer()? as u32,
                     ".v2" => lanes = 2,
                     ".v4" => lanes = 4,
@@ -321,7 +322,7 @@ impl Parser<'_> {
             }
             let Some(ty) = ty else { return self.lex.error("a parameter needs a type") };
             // The alignment of `.ptr .align N` speaks of the pointee, not of the parameter itself.
-            let own = if ty.bytes() == 8 && align > 8 { 8 } else { align };
+            let own = if pointer { 0 } else { align };
             let v = if self.lex.peek() == b',' || self.lex.peek() == b')' {
                 let name = format!("param_{}", out.len());
                 let bytes = u64::from(ty.bytes());
