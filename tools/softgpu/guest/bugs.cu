@@ -180,7 +180,7 @@ KERNEL wrong_fragment_index(const float* in, float* out, int n) {
 }
 
 KERNEL null_pointer(const float* in, float* out, int n) {
-    const float* p = n > 0 ? nullptr : in;
+    const float* p = reinterpret_cast<const float*>((uint64_t)(n >> 20));
     out[threadIdx.x] = p[threadIdx.x];  // BUG: out-of-bounds access
 }
 

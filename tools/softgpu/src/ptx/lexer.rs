@@ -117,7 +117,12 @@ impl<'a> Lexer<'a> {
     pub fn word(&mut self) -> &'a str {
         self.skip();
         let start = self.at;
+        // Directives may follow each other without a space (`.reg.b16`); opcodes keep their dots.
+        let directive = self.byte(0) == b'.';
         loop {
+            if directive && self.at > start && self.byte(0) == b'.' {
+                break;
+            }
             if word_byte(self.byte(0)) {
                 self.at += 1;
             } else if self.at > start && self.byte(0) == b':' && self.byte(1) == b':' && word_byte(self.byte(2)) {
