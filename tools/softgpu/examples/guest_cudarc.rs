@@ -53,10 +53,15 @@ fn gemm(stream: &Arc<CudaStream>, module: &Arc<CudaModule>, m: usize, n: usize, 
     // A sample of the elements; each is a whole dot product.
     let picks: Vec<usize> = (0..2000).map(|i| i * 7919 % (m * n)).collect();
     let sample: Vec<f32> = picks.iter().map(|i| got[*i]).collect();
-    close("gemm", &sample, |s| {
-        let (r, c) = (picks[s] / n, picks[s] % n);
-        (0..k).map(|i| a[r * k + i].to_f64() * b[c * k + i].to_f64()).sum()
-    }, 1e-4)
+    close(
+        "gemm",
+        &sample,
+        |s| {
+            let (r, c) = (picks[s] / n, picks[s] % n);
+            (0..k).map(|i| a[r * k + i].to_f64() * b[c * k + i].to_f64()).sum()
+        },
+        1e-4,
+    )
 }
 
 fn run(guest: &str, only_gemm: Option<usize>) -> Result<()> {

@@ -125,7 +125,12 @@ impl Part {
         let by_regs = 65536 / ((registers.clamp(16, 255) * 32).next_multiple_of(256) * warps);
         let by_shared = self.shared_per_sm / ((shared + 1024).next_multiple_of(128));
         let by_warps = self.threads_per_sm / 32 / warps;
-        let limits = [(by_warps, "threads"), (by_regs, "registers"), (by_shared, "shared memory"), (self.blocks_per_sm, "blocks")];
+        let limits = [
+            (by_warps, "threads"),
+            (by_regs, "registers"),
+            (by_shared, "shared memory"),
+            (self.blocks_per_sm, "blocks"),
+        ];
         limits.into_iter().min_by_key(|l| l.0).unwrap_or((0, "threads"))
     }
 }

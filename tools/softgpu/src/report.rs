@@ -88,13 +88,13 @@ impl Report {
     /// The report as JSON.
     pub fn json(&self, part: &Part) -> Value {
         let registers = ptxas_registers();
-        let kernels: Vec<Value> = self
-            .kernels
-            .values()
-            .map(|(k, c)| kernel_json(k, c, part, registers.get(&c.kernel).copied()))
+        let kernels: Vec<Value> =
+            self.kernels.values().map(|(k, c)| kernel_json(k, c, part, registers.get(&c.kernel).copied())).collect();
+        let launches: Vec<Value> = self
+            .order
+            .iter()
+            .map(|(n, g, b, s)| json!({"kernel": n, "grid": g, "block": b, "shared_bytes": s}))
             .collect();
-        let launches: Vec<Value> =
-            self.order.iter().map(|(n, g, b, s)| json!({"kernel": n, "grid": g, "block": b, "shared_bytes": s})).collect();
         let faults: Vec<Value> = self
             .faults
             .iter()
@@ -119,7 +119,18 @@ impl Report {
     pub fn table(&self, part: &Part) -> String {
         let mut out = format!(
             "{}\n{:<28} {:>8} {:>12} {:>10} {:>9} {:>9} {:>7} {:>11} {:>7} {:>6} {:>10}\n",
-            part.name, "kernel", "launches", "warp instr", "mma", "ld sect", "st sect", "/min", "smem waves", "/min", "lanes", "model us"
+            part.name,
+            "kernel",
+            "launches",
+            "warp instr",
+            "mma",
+            "ld sect",
+            "st sect",
+            "/min",
+            "smem waves",
+            "/min",
+            "lanes",
+            "model us"
         );
         for (_, c) in self.kernels.values() {
             let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
@@ -139,7 +150,10 @@ impl Report {
                 predict(c, part).total * 1e6
             );
         }
-        out += &format!("copies: {} B host to device, {} B device to host, {} B on the device\n", self.h2d, self.d2h, self.d2d);
+        out += &format!(
+            "copies: {} B host to device, {} B device to host, {} B on the device\n",
+            self.h2d, self.d2h, self.d2d
+        );
         out += "model us is a roofline model, not a measurement.\n";
         out
     }

@@ -61,7 +61,13 @@ fn ctypes_program_runs_foreign_kernels() {
         let o = run(&["python3", script.to_str().unwrap(), guest.to_str().unwrap()], &[]);
         let t = text(&o);
         assert!(o.status.success() && t.contains("all right"), "{t}");
-        for want in ["ok Triton matmul", "ok Triton attention", "ok Triton layernorm", "ok Triton sort", "ok cooperative groups' tiles"] {
+        for want in [
+            "ok Triton matmul",
+            "ok Triton attention",
+            "ok Triton layernorm",
+            "ok Triton sort",
+            "ok cooperative groups' tiles",
+        ] {
             assert!(t.contains(want), "{want} is missing: {t}");
         }
         assert!(t.contains("thread 1 of block 0 says hello 1.500 ff"), "{t}");
@@ -107,7 +113,11 @@ fn report_of_the_gemm_matches_the_hand_count() {
     assert!(k["time_model"]["note"].as_str().unwrap().contains("not a measurement"));
     assert!(table.contains("gemm_bf16") && table.contains("not a measurement"), "{table}");
     let lines = k["lines"].as_array().unwrap();
-    let mma: u64 = lines.iter().filter(|l| l["op"].as_str().unwrap().starts_with("mma.sync")).map(|l| l["issued"].as_u64().unwrap()).sum();
+    let mma: u64 = lines
+        .iter()
+        .filter(|l| l["op"].as_str().unwrap().starts_with("mma.sync"))
+        .map(|l| l["issued"].as_u64().unwrap())
+        .sum();
     assert_eq!(mma, m * n * kk / 2048);
     assert!(lines.iter().any(|l| l["source"].as_str().is_some_and(|s| s.starts_with("gemm.cu:"))));
 }
@@ -184,7 +194,12 @@ fn errors_have_their_codes() {
     let o = run(&["python3", "-c", ERRORS], &[("SOFTGPU_MEMORY", "64M"), ("SOFTGPU_LEAKS", "1")]);
     let t = text(&o);
     assert!(o.status.success() && t.contains("all right"), "{t}");
-    assert!(t.contains("out-of-bounds access in kernel k, PTX line 4 `st.global.u32`, block (0,0,0) thread (0,0,0), address 0x1000"), "{t}");
+    assert!(
+        t.contains(
+            "out-of-bounds access in kernel k, PTX line 4 `st.global.u32`, block (0,0,0) thread (0,0,0), address 0x1000"
+        ),
+        "{t}"
+    );
     assert!(t.contains("cuTexObjectCreate is not supported") && t.contains("double free"), "{t}");
     assert!(t.contains("allocations were not freed"), "{t}");
 }

@@ -57,7 +57,9 @@ fn nearest_f32() {
         exact32(&format!("add{ftz}.f32 %d, %a0, %a1;"), &["f32", "f32"], |a| k(k(f(a[0])) + k(f(a[1]))));
         exact32(&format!("sub.rn{ftz}.f32 %d, %a0, %a1;"), &["f32", "f32"], |a| k(k(f(a[0])) - k(f(a[1]))));
         exact32(&format!("mul{ftz}.f32 %d, %a0, %a1;"), &["f32", "f32"], |a| k(k(f(a[0])) * k(f(a[1]))));
-        exact32(&format!("fma.rn{ftz}.f32 %d, %a0, %a1, %a2;"), &["f32", "f32", "f32"], |a| k(k(f(a[0])).mul_add(k(f(a[1])), k(f(a[2])))));
+        exact32(&format!("fma.rn{ftz}.f32 %d, %a0, %a1, %a2;"), &["f32", "f32", "f32"], |a| {
+            k(k(f(a[0])).mul_add(k(f(a[1])), k(f(a[2]))))
+        });
         exact32(&format!("div.rn{ftz}.f32 %d, %a0, %a1;"), &["f32", "f32"], |a| k(k(f(a[0])) / k(f(a[1]))));
         exact32(&format!("rcp.rn{ftz}.f32 %d, %a0;"), &["f32"], |a| k(1.0 / k(f(a[0]))));
         exact32(&format!("sqrt.rn{ftz}.f32 %d, %a0;"), &["f32"], |a| k(k(f(a[0])).sqrt()));
@@ -127,7 +129,9 @@ fn directed_f32() {
             ok(r, &|c| finite(a).then(|| vec![f64::from(f(a[0])) * f64::from(f(a[1])), -f64::from(c)]))
         });
         check(&format!("fma.{mode}.f32 %d, %a0, %a1, %a2;"), &["f32", "f32", "f32"], "f32", |a, r| {
-            ok(r, &|c| finite(a).then(|| vec![f64::from(f(a[0])) * f64::from(f(a[1])), f64::from(f(a[2])), -f64::from(c)]))
+            ok(r, &|c| {
+                finite(a).then(|| vec![f64::from(f(a[0])) * f64::from(f(a[1])), f64::from(f(a[2])), -f64::from(c)])
+            })
         });
         // a / b against c: the sign of a - c b, times the sign of b; c b is exact in f64.
         check(&format!("div.{mode}.f32 %d, %a0, %a1;"), &["f32", "f32"], "f32", |a, r| {
@@ -139,7 +143,11 @@ fn directed_f32() {
         });
         check(&format!("sqrt.{mode}.f32 %d, %a0;"), &["f32"], "f32", |a, r| {
             let usable = f(a[0]).is_finite() && f(a[0]) >= 0.0;
-            ok(r, &|c| (usable && c >= 0.0).then(|| vec![f64::from(f(a[0])), -f64::from(c) * f64::from(c)]).or(usable.then(|| vec![1.0])))
+            ok(r, &|c| {
+                (usable && c >= 0.0)
+                    .then(|| vec![f64::from(f(a[0])), -f64::from(c) * f64::from(c)])
+                    .or(usable.then(|| vec![1.0]))
+            })
         });
         // Overflow stops at the largest finite value where the mode rounds toward zero.
         check(&format!("mul.{mode}.f32 %d, %a0, %a1;"), &["f32", "f32"], "f32", |a, r| {
@@ -160,7 +168,11 @@ fn f64_arithmetic() {
     let same = |text: &str, n: usize, want: &dyn Fn(&[u64]) -> f64| {
         check(text, &vec!["f64"; n], "f64", |a, got| {
             let (w, g) = (want(a), d(got));
-            if w.to_bits() == g.to_bits() || w.is_nan() && g.is_nan() { Ok(()) } else { Err(format!("expected {w:e}, got {g:e}")) }
+            if w.to_bits() == g.to_bits() || w.is_nan() && g.is_nan() {
+                Ok(())
+            } else {
+                Err(format!("expected {w:e}, got {g:e}"))
+            }
         });
     };
     same("add.f64 %d, %a0, %a1;", 2, &|a| d(a[0]) + d(a[1]));
@@ -208,8 +220,12 @@ fn float_comparisons() {
         ("nan", |x, y| x.is_nan() || y.is_nan()),
     ];
     for (c, t) in all {
-        exact(&format!("setp.{c}.f32 %d, %a0, %a1;"), &["f32", "f32"], "pred", |a| u64::from(t(f64::from(f(a[0])), f64::from(f(a[1])))));
-        exact(&format!("setp.{c}.ftz.f32 %d, %a0, %a1;"), &["f32", "f32"], "pred", |a| u64::from(t(f64::from(z(f(a[0]))), f64::from(z(f(a[1]))))));
+        exact(&format!("setp.{c}.f32 %d, %a0, %a1;"), &["f32", "f32"], "pred", |a| {
+            u64::from(t(f64::from(f(a[0])), f64::from(f(a[1]))))
+        });
+        exact(&format!("setp.{c}.ftz.f32 %d, %a0, %a1;"), &["f32", "f32"], "pred", |a| {
+            u64::from(t(f64::from(z(f(a[0]))), f64::from(z(f(a[1])))))
+        });
         exact(&format!("setp.{c}.f64 %d, %a0, %a1;"), &["f64", "f64"], "pred", |a| u64::from(t(d(a[0]), d(a[1]))));
         exact(&format!("setp.{c}.f16 %d, %a0, %a1;"), &["f16", "f16"], "pred", |a| u64::from(t(h(a[0]), h(a[1]))));
         exact(&format!("setp.{c}.bf16 %d, %a0, %a1;"), &["bf16", "bf16"], "pred", |a| u64::from(t(b(a[0]), b(a[1]))));
@@ -235,7 +251,9 @@ fn nearest16(got: u16, parts: &[f64], value: fn(u64) -> f64, max: u16) -> Result
     let top = value(u64::from(max));
     let step = top - value(u64::from(max - 1));
     let infinite = got & 0x7fff == max + 1;
-    let beyond = |limit: f64| sign_of_sum(&[&parts.iter().map(|p| p * exact.signum()).collect::<Vec<_>>()[..], &[-limit]].concat());
+    let beyond = |limit: f64| {
+        sign_of_sum(&[&parts.iter().map(|p| p * exact.signum()).collect::<Vec<_>>()[..], &[-limit]].concat())
+    };
     if infinite {
         return if beyond(top + step / 2.0) != std::cmp::Ordering::Less { Ok(()) } else { Err("overflow".into()) };
     }
@@ -249,7 +267,13 @@ fn nearest16(got: u16, parts: &[f64], value: fn(u64) -> f64, max: u16) -> Result
     // The neighbour on the exact value's side, and the midpoint, which f64 holds exactly.
     let magnitude = got & 0x7fff;
     let away = (way == Greater) == (got & 0x8000 == 0);
-    let next = if away { got + 1 } else if magnitude == 0 { (got ^ 0x8000) + 1 } else { got - 1 };
+    let next = if away {
+        got + 1
+    } else if magnitude == 0 {
+        (got ^ 0x8000) + 1
+    } else {
+        got - 1
+    };
     let neighbour = if next & 0x7fff == max + 1 { (top + step).copysign(r) } else { value(u64::from(next)) };
     let middle = (r + neighbour) / 2.0;
     let good = match side(middle) {
@@ -268,7 +292,9 @@ fn half_arithmetic() {
             ("sub", |x, y| vec![x, -y]),
             ("mul", |x, y| vec![x * y]),
         ] {
-            check(&format!("{op}.{t} %d, %a0, %a1;"), &[t, t], t, |a, r| nearest16(r as u16, &parts(v(a[0]), v(a[1])), v, max));
+            check(&format!("{op}.{t} %d, %a0, %a1;"), &[t, t], t, |a, r| {
+                nearest16(r as u16, &parts(v(a[0]), v(a[1])), v, max)
+            });
             let packed = format!("{op}.{t}x2 %d, %a0, %a1;");
             check(&packed, &["b32", "b32"], "b32", |a, r| {
                 nearest16(r as u16, &parts(v(a[0] & 0xffff), v(a[1] & 0xffff)), v, max)?;
@@ -287,13 +313,23 @@ fn half_arithmetic() {
             if exact.is_nan() {
                 return if v(r).is_nan() { Ok(()) } else { Err("NaN stays NaN".into()) };
             }
-            if exact < 0.0 { if r == 0 { Ok(()) } else { Err("expected +0".into()) } } else { nearest16(r as u16, &[v(a[0]) * v(a[1]), v(a[2])], v, max) }
+            if exact < 0.0 {
+                if r == 0 { Ok(()) } else { Err("expected +0".into()) }
+            } else {
+                nearest16(r as u16, &[v(a[0]) * v(a[1]), v(a[2])], v, max)
+            }
         });
         for op in ["min", "max"] {
             exact(&format!("{op}.{t} %d, %a0, %a1;"), &[t, t], t, |a| {
                 let (x, y) = (v(a[0]), v(a[1]));
                 if x.is_nan() || y.is_nan() {
-                    return if x.is_nan() && y.is_nan() { 0x7fff } else if x.is_nan() { a[1] } else { a[0] };
+                    return if x.is_nan() && y.is_nan() {
+                        0x7fff
+                    } else if x.is_nan() {
+                        a[1]
+                    } else {
+                        a[0]
+                    };
                 }
                 let less = x < y || x == y && a[0] >> 15 == 1 && a[1] >> 15 == 0;
                 if less == (op == "min") { a[0] } else { a[1] }
@@ -302,9 +338,12 @@ fn half_arithmetic() {
         exact(&format!("neg.{t}x2 %d, %a0;"), &["b32"], "b32", |a| a[0] ^ 0x8000_8000);
         exact(&format!("abs.{t} %d, %a0;"), &[t], t, |a| a[0] & 0x7fff);
     }
-    exact("{ .reg .pred %q, %p; setp.lt.f16x2 %p|%q, %a0, %a1; selp.b32 %d, 1, 0, %p; @%q add.u32 %d, %d, 2; }", &["b32", "b32"], "b32", |a| {
-        u64::from(h(a[0] & 0xffff) < h(a[1] & 0xffff)) | u64::from(h(a[0] >> 16) < h(a[1] >> 16)) << 1
-    });
+    exact(
+        "{ .reg .pred %q, %p; setp.lt.f16x2 %p|%q, %a0, %a1; selp.b32 %d, 1, 0, %p; @%q add.u32 %d, %d, 2; }",
+        &["b32", "b32"],
+        "b32",
+        |a| u64::from(h(a[0] & 0xffff) < h(a[1] & 0xffff)) | u64::from(h(a[0] >> 16) < h(a[1] >> 16)) << 1,
+    );
 }
 
 #[test]
@@ -312,7 +351,9 @@ fn conversions() {
     // 16-bit formats from f32, through the definition of nearest.
     let formats: [(&str, fn(u64) -> f64, u16); 2] = [("f16", h, 0x7bff), ("bf16", b, 0x7f7f)];
     for (t, v, max) in formats {
-        check(&format!("cvt.rn.{t}.f32 %d, %a0;"), &["f32"], t, |a, r| nearest16(r as u16, &[f64::from(f(a[0]))], v, max));
+        check(&format!("cvt.rn.{t}.f32 %d, %a0;"), &["f32"], t, |a, r| {
+            nearest16(r as u16, &[f64::from(f(a[0]))], v, max)
+        });
         check(&format!("cvt.rn.{t}x2.f32 %d, %a0, %a1;"), &["f32", "f32"], "b32", |a, r| {
             nearest16((r >> 16) as u16, &[f64::from(f(a[0]))], v, max)?;
             nearest16(r as u16, &[f64::from(f(a[1]))], v, max)
@@ -324,14 +365,19 @@ fn conversions() {
         check(&format!("cvt.rz.{t}.f32 %d, %a0;"), &["f32"], t, |a, r| {
             let x = f64::from(f(a[0]));
             let (r, m) = (v(r), r as u16 & 0x7fff);
-            if x.is_nan() { return if r.is_nan() { Ok(()) } else { Err("NaN".into()) }; }
-            if x.is_infinite() { return if r == x { Ok(()) } else { Err("infinity".into()) }; }
+            if x.is_nan() {
+                return if r.is_nan() { Ok(()) } else { Err("NaN".into()) };
+            }
+            if x.is_infinite() {
+                return if r == x { Ok(()) } else { Err("infinity".into()) };
+            }
             let next = if m >= max { f64::INFINITY } else { v(u64::from(m + 1)) };
             if r.abs() <= x.abs() && x.abs() < next { Ok(()) } else { Err(format!("{r} of {x}")) }
         });
     }
     // Floats to integers: round as the mode says, clamp, NaN to 0 (to the middle for f64 and 64-bit results).
-    let modes: [(&str, fn(f64) -> f64); 4] = [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
+    let modes: [(&str, fn(f64) -> f64); 4] =
+        [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
     for from in ["f32", "f64"] {
         let value = |v: u64| if from == "f32" { f64::from(f(v)) } else { d(v) };
         for (m, round) in modes {
@@ -342,13 +388,21 @@ fn conversions() {
                     if x.is_nan() {
                         return if from == "f64" || n == 64 { 1 << (n - 1) } else { 0 };
                     }
-                    let (lo, hi) = if to.starts_with('s') { (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1) } else { (0, (1i128 << n) - 1) };
+                    let (lo, hi) = if to.starts_with('s') {
+                        (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1)
+                    } else {
+                        (0, (1i128 << n) - 1)
+                    };
                     (round(x) as i128).clamp(lo, hi) as u64
                 });
             }
             check(&format!("cvt.{m}.{from}.{from} %d, %a0;"), &[from], from, |a, r| {
                 let (w, g) = (round(value(a[0])), value(r));
-                if w == g && w.is_sign_negative() == g.is_sign_negative() || w.is_nan() && g.is_nan() { Ok(()) } else { Err(format!("expected {w}")) }
+                if w == g && w.is_sign_negative() == g.is_sign_negative() || w.is_nan() && g.is_nan() {
+                    Ok(())
+                } else {
+                    Err(format!("expected {w}"))
+                }
             });
         }
     }
@@ -371,7 +425,9 @@ fn conversions() {
         let (x, r) = (d(a[0]), d(a[0]) as f32);
         if f64::from(r).abs() > x.abs() { if r > 0.0 { r.next_down() } else { r.next_up() } } else { r }
     });
-    exact("cvt.f64.f32 %d, %a0;", &["f32"], "f64", |a| if f(a[0]).is_nan() { f64::from(f(a[0])).to_bits() } else { f64::from(f(a[0])).to_bits() });
+    exact("cvt.f64.f32 %d, %a0;", &["f32"], "f64", |a| {
+        if f(a[0]).is_nan() { f64::from(f(a[0])).to_bits() } else { f64::from(f(a[0])).to_bits() }
+    });
     exact32("cvt.sat.f32.f32 %d, %a0;", &["f32"], |a| {
         let x = f(a[0]);
         if x.is_nan() || x <= 0.0 { 0.0 } else { x.min(1.0) }
@@ -401,7 +457,10 @@ fn approximations_are_within_the_documented_error() {
             }
             let (w, g) = (want(x), f64::from(f(r)));
             let wide = w.abs() > f64::from(f32::MAX);
-            let good = w.is_nan() && g.is_nan() || w == g || wide && g.is_infinite() || (g - w).abs() <= relative * w.abs() + absolute;
+            let good = w.is_nan() && g.is_nan()
+                || w == g
+                || wide && g.is_infinite()
+                || (g - w).abs() <= relative * w.abs() + absolute;
             if good { Ok(()) } else { Err(format!("expected {w:e}, got {g:e}")) }
         });
     };
@@ -420,7 +479,9 @@ fn approximations_are_within_the_documented_error() {
     check("div.full.f32 %d, %a0, %a1;", &["f32", "f32"], "f32", |a, r| {
         let (x, y) = (f64::from(f(a[0])), f64::from(f(a[1])));
         let w = x / y;
-        if !w.is_finite() || w.abs() > 1e38 || w.abs() < 1e-37 { return Ok(()); }
+        if !w.is_finite() || w.abs() > 1e38 || w.abs() < 1e-37 {
+            return Ok(());
+        }
         if (f64::from(f(r)) - w).abs() <= 2.0 * ulp * w.abs() { Ok(()) } else { Err(format!("expected {w}")) }
     });
     for (t, v, bits) in [("f16", h as fn(u64) -> f64, 10), ("bf16", b, 7)] {
@@ -429,7 +490,10 @@ fn approximations_are_within_the_documented_error() {
             let w = v(a[0]).exp2();
             let g = v(r);
             let limit = if t == "f16" { 65504.0 } else { 3.3e38 };
-            let good = w.is_nan() && g.is_nan() || w > limit || w < 1e-30 || (g - w).abs() <= 2f64.powi(-bits) * w + 6e-8 * f64::from(t == "f16");
+            let good = w.is_nan() && g.is_nan()
+                || w > limit
+                || w < 1e-30
+                || (g - w).abs() <= 2f64.powi(-bits) * w + 6e-8 * f64::from(t == "f16");
             if good { Ok(()) } else { Err(format!("expected {w}, got {g}")) }
         });
         check(&format!("tanh.approx.{t} %d, %a0;"), &[t], t, |a, r| {

@@ -89,7 +89,9 @@ fn mask(bits: u32) -> u64 {
 fn carries() {
     // 128-bit sums and products from 32-bit pieces.
     let both = |text: &str, out: &str, want: &dyn Fn(u64, u64) -> u128| {
-        exact(text, &["u64", "u64"], out, |a| if text.contains("high") { (want(a[0], a[1]) >> 64) as u64 } else { want(a[0], a[1]) as u64 });
+        exact(text, &["u64", "u64"], out, |a| {
+            if text.contains("high") { (want(a[0], a[1]) >> 64) as u64 } else { want(a[0], a[1]) as u64 }
+        });
     };
     let split = "{ .reg .b32 %l0, %h0, %l1, %h1, %r0, %r1, %r2; mov.b64 {%l0, %h0}, %a0; mov.b64 {%l1, %h1}, %a1;";
     let add = format!("{split} add.cc.u32 %r0, %l0, %l1; addc.cc.u32 %r1, %h0, %h1; addc.u32 %r2, 0, 0;");
@@ -103,7 +105,9 @@ fn carries() {
         mad.lo.cc.u32 %p1, %h0, %l1, %p1; madc.hi.cc.u32 %p2, %h0, %l1, %p2; addc.u32 %p3, 0, 0; \
         mad.lo.cc.u32 %p2, %h0, %h1, %p2; madc.hi.u32 %p3, %h0, %h1, %p3; mov.b64 %d, {%p2, %p3}; } //high";
     both(mad, "u64", &|a, b| u128::from(a) * u128::from(b));
-    exact("{ .reg .b64 %q; add.cc.u64 %q, %a0, %a1; addc.u64 %d, 0, 0; }", &["u64", "u64"], "u64", |a| u64::from(a[0].checked_add(a[1]).is_none()));
+    exact("{ .reg .b64 %q; add.cc.u64 %q, %a0, %a1; addc.u64 %d, 0, 0; }", &["u64", "u64"], "u64", |a| {
+        u64::from(a[0].checked_add(a[1]).is_none())
+    });
 }
 
 #[test]
@@ -116,8 +120,18 @@ fn logic_and_shifts() {
         exact(&format!("not.{t} %d, %a0;"), &[t], t, |a| !a[0]);
         exact(&format!("cnot.{t} %d, %a0;"), &[t], t, |a| u64::from(a[0] == 0));
         // Shift amounts beyond the width are clamped to it.
-        exact(&format!("shl.{t} %d, %a0, %a1;"), &[t, "u32"], t, |a| if a[1] >= u64::from(b) { 0 } else { a[0] << a[1] });
-        exact(&format!("shr.u{b} %d, %a0, %a1;"), &[t, "u32"], t, |a| if a[1] >= u64::from(b) { 0 } else { a[0] >> a[1] });
+        exact(
+            &format!("shl.{t} %d, %a0, %a1;"),
+            &[t, "u32"],
+            t,
+            |a| if a[1] >= u64::from(b) { 0 } else { a[0] << a[1] },
+        );
+        exact(
+            &format!("shr.u{b} %d, %a0, %a1;"),
+            &[t, "u32"],
+            t,
+            |a| if a[1] >= u64::from(b) { 0 } else { a[0] >> a[1] },
+        );
         exact(&format!("shr.s{b} %d, %a0, %a1;"), &[t, "u32"], t, |a| (sign(a[0], b) >> a[1].min(127)) as u64);
     }
     for (dir, mode) in [("l", "wrap"), ("l", "clamp"), ("r", "wrap"), ("r", "clamp")] {
@@ -129,10 +143,12 @@ fn logic_and_shifts() {
     }
     for lut in [0x80u64, 0xc0, 0xea, 0xf8, 0x96, 0xca, 0x6a, 0xfe, 0x3c, 0xfc, 0x1b, 0xe2, 0x00, 0xff] {
         exact(&format!("lop3.b32 %d, %a0, %a1, %a2, {lut};"), &["b32", "b32", "b32"], "b32", |a| {
-            (0..32).map(|i| {
-                let index = (a[0] >> i & 1) << 2 | (a[1] >> i & 1) << 1 | (a[2] >> i & 1);
-                (lut >> index & 1) << i
-            }).sum()
+            (0..32)
+                .map(|i| {
+                    let index = (a[0] >> i & 1) << 2 | (a[1] >> i & 1) << 1 | (a[2] >> i & 1);
+                    (lut >> index & 1) << i
+                })
+                .sum()
         });
     }
     for op in ["and", "or", "xor"] {
@@ -149,7 +165,9 @@ fn logic_and_shifts() {
 fn bits_and_bytes() {
     for (t, b) in [("b32", 32), ("b64", 64)] {
         exact(&format!("popc.{t} %d, %a0;"), &[t], "u32", |a| (0..b).map(|i| a[0] >> i & 1).sum());
-        exact(&format!("clz.{t} %d, %a0;"), &[t], "u32", |a| (0..b).rev().take_while(|i| a[0] >> i & 1 == 0).count() as u64);
+        exact(&format!("clz.{t} %d, %a0;"), &[t], "u32", |a| {
+            (0..b).rev().take_while(|i| a[0] >> i & 1 == 0).count() as u64
+        });
         exact(&format!("brev.{t} %d, %a0;"), &[t], t, |a| (0..b).map(|i| (a[0] >> i & 1) << (b - 1 - i)).sum());
     }
     for t in ["u32", "s32", "u64", "s64"] {
@@ -168,7 +186,9 @@ fn bits_and_bytes() {
             let msb = b - 1;
             let (pos, len) = ((a[1] & 0xff) as u32, (a[2] & 0xff) as u32);
             let s = if t.starts_with('u') || len == 0 { 0 } else { a[0] >> (pos + len - 1).min(msb) & 1 };
-            (0..b).map(|i| (if i < len && pos + i <= msb { a[0] >> (pos + i) & 1 } else { s }) << i).fold(0, |x, y| x | y)
+            (0..b)
+                .map(|i| (if i < len && pos + i <= msb { a[0] >> (pos + i) & 1 } else { s }) << i)
+                .fold(0, |x, y| x | y)
         });
     }
     for (t, b) in [("b32", 32), ("b64", 64)] {
@@ -192,7 +212,13 @@ fn bits_and_bytes() {
                     let sel = |n: u64| {
                         let k = a[2] >> (4 * n) & 15;
                         let v = byte(k & 7);
-                        if k & 8 == 0 { v } else if v & 0x80 != 0 { 0xff } else { 0 }
+                        if k & 8 == 0 {
+                            v
+                        } else if v & 0x80 != 0 {
+                            0xff
+                        } else {
+                            0
+                        }
                     };
                     [sel(0), sel(1), sel(2), sel(3)]
                 }
@@ -201,7 +227,13 @@ fn bits_and_bytes() {
                 ".rc8" => [byte(s); 4],
                 ".ecl" => [0, 1, 2, 3].map(|n| byte(s.max(n))),
                 ".ecr" => [0, 1, 2, 3].map(|n| byte(s.min(n))),
-                _ => if s & 1 == 0 { [byte(0), byte(1), byte(0), byte(1)] } else { [byte(2), byte(3), byte(2), byte(3)] },
+                _ => {
+                    if s & 1 == 0 {
+                        [byte(0), byte(1), byte(0), byte(1)]
+                    } else {
+                        [byte(2), byte(3), byte(2), byte(3)]
+                    }
+                }
             };
             pick[0] | pick[1] << 8 | pick[2] << 16 | pick[3] << 24
         });
@@ -216,11 +248,14 @@ fn bits_and_bytes() {
         });
         for (half, first) in [("lo", 0), ("hi", 2)] {
             exact(&format!("dp2a.{half}.{p}.{q} %d, %a0, %a1, %a2;"), &["b32", "b32", "b32"], "b32", |a| {
-                ((0..2).map(|n| part(a[0], n, 16, p) * part(a[1], first + n, 8, q)).sum::<i128>() + i128::from(a[2])) as u64
+                ((0..2).map(|n| part(a[0], n, 16, p) * part(a[1], first + n, 8, q)).sum::<i128>() + i128::from(a[2]))
+                    as u64
             });
         }
     }
-    exact("bmsk.clamp.b32 %d, %a0, %a1;", &["u32", "u32"], "b32", |a| (0..32).filter(|i| *i >= a[0] && *i - a[0] < a[1]).map(|i| 1 << i).sum());
+    exact("bmsk.clamp.b32 %d, %a0, %a1;", &["u32", "u32"], "b32", |a| {
+        (0..32).filter(|i| *i >= a[0] && *i - a[0] < a[1]).map(|i| 1 << i).sum()
+    });
     exact("fns.b32 %d, %a0, %a1, %a2;", &["b32", "u32", "s32"], "u32", |a| {
         let n = num(a[2], "s32");
         let base = i128::from(a[1]);
@@ -260,7 +295,9 @@ fn comparisons_and_selection() {
             "or" => x || c,
             _ => x != c,
         };
-        let text = |n: &str| format!("{{ .reg .pred %q, %z; setp.lt.{op}.s32 %z|%q, %a0, %a1, {n}%a2; xor.pred %d, %z, %q; }}");
+        let text = |n: &str| {
+            format!("{{ .reg .pred %q, %z; setp.lt.{op}.s32 %z|%q, %a0, %a1, {n}%a2; xor.pred %d, %z, %q; }}")
+        };
         for n in ["", "!"] {
             exact(&text(n), &["s32", "s32", "pred"], "pred", |a| {
                 let (x, c) = (num(a[0], "s32") < num(a[1], "s32"), (a[2] & 1 == 1) != (n == "!"));
@@ -268,10 +305,16 @@ fn comparisons_and_selection() {
             });
         }
     }
-    exact("set.lt.u32.s32 %d, %a0, %a1;", &["s32", "s32"], "u32", |a| if num(a[0], "s32") < num(a[1], "s32") { u64::MAX } else { 0 });
+    exact("set.lt.u32.s32 %d, %a0, %a1;", &["s32", "s32"], "u32", |a| {
+        if num(a[0], "s32") < num(a[1], "s32") { u64::MAX } else { 0 }
+    });
     exact("selp.b64 %d, %a0, %a1, %a2;", &["b64", "b64", "pred"], "b64", |a| if a[2] & 1 == 1 { a[0] } else { a[1] });
-    exact("slct.u32.s32 %d, %a0, %a1, %a2;", &["u32", "u32", "s32"], "u32", |a| if num(a[2], "s32") >= 0 { a[0] } else { a[1] });
-    exact("{ mov.b32 %d, %a0; @%a2 mov.b32 %d, %a1; }", &["b32", "b32", "pred"], "b32", |a| if a[2] & 1 == 1 { a[1] } else { a[0] });
+    exact("slct.u32.s32 %d, %a0, %a1, %a2;", &["u32", "u32", "s32"], "u32", |a| {
+        if num(a[2], "s32") >= 0 { a[0] } else { a[1] }
+    });
+    exact("{ mov.b32 %d, %a0; @%a2 mov.b32 %d, %a1; }", &["b32", "b32", "pred"], "b32", |a| {
+        if a[2] & 1 == 1 { a[1] } else { a[0] }
+    });
 }
 
 #[test]
@@ -283,7 +326,11 @@ fn conversions_between_integers() {
                 // The source register may be wider than the type; only the low part counts.
                 exact(&format!("cvt{sat}.{to}.{from} %d, %a0;"), &[from], to, |a| {
                     let v = num(a[0], from);
-                    let (lo, hi) = if to.starts_with('s') { (-(1i128 << (b - 1)), (1i128 << (b - 1)) - 1) } else { (0, (1i128 << b) - 1) };
+                    let (lo, hi) = if to.starts_with('s') {
+                        (-(1i128 << (b - 1)), (1i128 << (b - 1)) - 1)
+                    } else {
+                        (0, (1i128 << b) - 1)
+                    };
                     (if sat.is_empty() { v } else { v.clamp(lo, hi) }) as u64
                 });
             }

@@ -120,7 +120,13 @@ fn every_shape_multiplies_matrices() {
             (0..rows).map(|_| (0..cols).map(|_| element(ty, r)).collect()).collect()
         };
         let (a, b) = (matrix(16, case.k, a_ty, &mut r), matrix(case.k, 8, b_ty, &mut r));
-        let c: Vec<Vec<f64>> = (0..16).map(|_| (0..8).map(|_| if int { (r.bits() as i32 >> 8) as f64 } else { f16::from_f32(r.unit()).to_f64() }).collect()).collect();
+        let c: Vec<Vec<f64>> = (0..16)
+            .map(|_| {
+                (0..8)
+                    .map(|_| if int { (r.bits() as i32 >> 8) as f64 } else { f16::from_f32(r.unit()).to_f64() })
+                    .collect()
+            })
+            .collect();
         // Registers of each lane: elements from the low bits up.
         let per = 32 / case.bits;
         let (na, nb) = (16 * case.k / 32 / per, 8 * case.k / 32 / per);
@@ -128,37 +134,61 @@ fn every_shape_multiplies_matrices() {
         let mut data = Vec::new();
         for l in 0..32 {
             for reg in 0..na {
-                let bits = (0..per).map(|j| { let (x, y) = (case.a)(l, reg * per + j); a[x][y].0 << (j * case.bits) }).fold(0, |p, q| p | q);
+                let bits = (0..per)
+                    .map(|j| {
+                        let (x, y) = (case.a)(l, reg * per + j);
+                        a[x][y].0 << (j * case.bits)
+                    })
+                    .fold(0, |p, q| p | q);
                 data.push(bits as u32);
             }
             for reg in 0..nb {
-                let bits = (0..per).map(|j| { let (x, y) = (case.b)(l, reg * per + j); b[x][y].0 << (j * case.bits) }).fold(0, |p, q| p | q);
+                let bits = (0..per)
+                    .map(|j| {
+                        let (x, y) = (case.b)(l, reg * per + j);
+                        b[x][y].0 << (j * case.bits)
+                    })
+                    .fold(0, |p, q| p | q);
                 data.push(bits as u32);
             }
-            let at = |i: usize| { let (x, y) = place_c(l, i); c[x][y] };
+            let at = |i: usize| {
+                let (x, y) = place_c(l, i);
+                c[x][y]
+            };
             for reg in 0..nc {
                 data.push(if int {
                     at(reg) as i32 as u32
                 } else if case.half_c {
-                    u32::from(f16::from_f64(at(2 * reg)).to_bits()) | u32::from(f16::from_f64(at(2 * reg + 1)).to_bits()) << 16
+                    u32::from(f16::from_f64(at(2 * reg)).to_bits())
+                        | u32::from(f16::from_f64(at(2 * reg + 1)).to_bits()) << 16
                 } else {
                     (at(reg) as f32).to_bits()
                 });
             }
         }
         let total = na + nb + nc;
-        let list = |name: &str, n: usize| format!("{{{}}}", (0..n).map(|i| format!("%{name}{i}")).collect::<Vec<_>>().join(", "));
+        let list = |name: &str, n: usize| {
+            format!("{{{}}}", (0..n).map(|i| format!("%{name}{i}")).collect::<Vec<_>>().join(", "))
+        };
         let mut ptx = format!(
             ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u64 p1)\n{{\n.reg .b32 %a<8>, %b<8>, %c<8>, %d<8>, %t;\n.reg .b64 %x, %y, %o;\n\
             mov.u32 %t, %tid.x; ld.param.u64 %x, [p0]; ld.param.u64 %y, [p1]; mul.wide.u32 %o, %t, {}; add.u64 %x, %x, %o; mul.wide.u32 %o, %t, {}; add.u64 %y, %y, %o;\n",
-            total * 4, nc * 4
+            total * 4,
+            nc * 4
         );
         for (name, n, first) in [("a", na, 0), ("b", nb, na), ("c", nc, na + nb)] {
             for i in 0..n {
                 ptx += &format!("ld.global.u32 %{name}{i}, [%x+{}];\n", (first + i) * 4);
             }
         }
-        ptx += &format!("mma.sync.aligned.{} {}, {}, {}, {};\n", case.op, list("d", nc), list("a", na), list("b", nb), list("c", nc));
+        ptx += &format!(
+            "mma.sync.aligned.{} {}, {}, {}, {};\n",
+            case.op,
+            list("d", nc),
+            list("a", na),
+            list("b", nb),
+            list("c", nc)
+        );
         for i in 0..nc {
             ptx += &format!("st.global.u32 [%y+{}], %d{i};\n", i * 4);
         }
@@ -181,8 +211,18 @@ fn every_shape_multiplies_matrices() {
                 } else {
                     f64::from(f32::from_bits(out[l * nc + i]))
                 };
-                let limit = if int { 0.0 } else if case.half_c { 4e-3 } else { 2e-6 };
-                assert!((got - sum).abs() <= limit * (1.0 + sum.abs()), "{}: d[{row}][{col}] is {got}, expected {sum}", case.op);
+                let limit = if int {
+                    0.0
+                } else if case.half_c {
+                    4e-3
+                } else {
+                    2e-6
+                };
+                assert!(
+                    (got - sum).abs() <= limit * (1.0 + sum.abs()),
+                    "{}: d[{row}][{col}] is {got}, expected {sum}",
+                    case.op
+                );
             }
         }
     }
@@ -209,14 +249,19 @@ fn ldmatrix_gives_each_lane_its_elements() {
         let mut gpu = Gpu::new(1 << 22).unwrap();
         let m = gpu.load(&ptx).unwrap();
         let y = gpu.memory.alloc(128 * n as u64, Use::Device).unwrap();
-        gpu.launch(&m.kernels["k"], Shape { grid: [1; 3], block: [32, 1, 1], shared: 0 }, &[&y.to_le_bytes()]).unwrap_or_else(|f| panic!("{f}"));
+        gpu.launch(&m.kernels["k"], Shape { grid: [1; 3], block: [32, 1, 1], shared: 0 }, &[&y.to_le_bytes()])
+            .unwrap_or_else(|f| panic!("{f}"));
         let out = words(&gpu.download(y, 128 * n));
         // Element (r, c) of matrix q: memory holds its own index.
         let value = |q: usize, r: usize, c: usize| ((8 * q + r) * 5 % 64 * 8 + c) as u32;
         for l in 0..32 {
             for q in 0..n {
                 let (r, c) = (l / 4, 2 * (l % 4));
-                let want = if trans { value(q, c, r) | value(q, c + 1, r) << 16 } else { value(q, r, c) | value(q, r, c + 1) << 16 };
+                let want = if trans {
+                    value(q, c, r) | value(q, c + 1, r) << 16
+                } else {
+                    value(q, r, c) | value(q, r, c + 1) << 16
+                };
                 assert_eq!(out[l * n + q], want, "x{n} trans {trans} lane {l} matrix {q}");
             }
         }

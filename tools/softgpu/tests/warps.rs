@@ -17,7 +17,11 @@ fn run(body: &str, threads: u32, blocks: u32, data: &[u32]) -> Result<(Vec<u32>,
     gpu.options.count = true;
     let m = gpu.load(&ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}"));
     let x = gpu.upload(&bytes(data)).unwrap();
-    let c = gpu.launch(&m.kernels["k"], Shape { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 }, &[&x.to_le_bytes()])?;
+    let c = gpu.launch(
+        &m.kernels["k"],
+        Shape { grid: [blocks, 1, 1], block: [threads, 1, 1], shared: 0 },
+        &[&x.to_le_bytes()],
+    )?;
     Ok((words(&gpu.download(x, data.len() * 4)), c))
 }
 
@@ -30,7 +34,9 @@ fn noise(n: usize) -> Vec<u32> {
 fn shuffles_as_the_isa_computes_them() {
     for mode in ["up", "down", "bfly", "idx"] {
         for (b, c) in [(1u32, 31u32), (3, 31), (16, 31), (1, 0), (4, 0x1807), (2, 0x1c03), (31, 0x100f), (5, 0x181f)] {
-            let body = format!("ld.global.u32 %v, [%y]; shfl.sync.{mode}.b32 %w|%p, %v, {b}, {c}, -1; selp.u32 %z, 1, 0, %p; st.global.u32 [%y], %w; st.global.u32 [%y+128], %z;");
+            let body = format!(
+                "ld.global.u32 %v, [%y]; shfl.sync.{mode}.b32 %w|%p, %v, {b}, {c}, -1; selp.u32 %z, 1, 0, %p; st.global.u32 [%y], %w; st.global.u32 [%y+128], %z;"
+            );
             let data = noise(64);
             let (out, _) = run(&body, 32, 1, &data).unwrap();
             for lane in 0..32i32 {
@@ -43,7 +49,11 @@ fn shuffles_as_the_isa_computes_them() {
                     _ => (min | (bval & !seg), (min | (bval & !seg)) <= max),
                 };
                 let j = if p { j } else { lane };
-                assert_eq!((out[lane as usize], out[lane as usize + 32]), (data[j as usize], u32::from(p)), "{mode} {b} {c:#x} lane {lane}");
+                assert_eq!(
+                    (out[lane as usize], out[lane as usize + 32]),
+                    (data[j as usize], u32::from(p)),
+                    "{mode} {b} {c:#x} lane {lane}"
+                );
             }
         }
     }
@@ -52,15 +62,21 @@ fn shuffles_as_the_isa_computes_them() {
 #[test]
 fn votes_matches_and_reductions() {
     let data: Vec<u32> = noise(32).iter().map(|v| v % 5).collect();
-    let go = |text: &str| run(&format!("ld.global.u32 %v, [%y]; {text} st.global.u32 [%y], %w;"), 32, 1, &data).unwrap().0;
+    let go =
+        |text: &str| run(&format!("ld.global.u32 %v, [%y]; {text} st.global.u32 [%y], %w;"), 32, 1, &data).unwrap().0;
     let odd = data.iter().enumerate().map(|(i, v)| (v & 1) << i).sum::<u32>();
     assert_eq!(go("and.b32 %w, %v, 1; setp.ne.u32 %p, %w, 0; vote.sync.ballot.b32 %w, %p, -1;"), vec![odd; 32]);
     assert_eq!(go("and.b32 %w, %v, 1; setp.ne.u32 %p, %w, 0; vote.sync.ballot.b32 %w, !%p, -1;"), vec![!odd; 32]);
     for (op, want) in [("all", 0), ("any", 1), ("uni", 0)] {
-        assert_eq!(go(&format!("setp.eq.u32 %p, %v, 3; vote.sync.{op}.pred %q, %p, -1; selp.u32 %w, 1, 0, %q;")), vec![want; 32], "{op}");
+        assert_eq!(
+            go(&format!("setp.eq.u32 %p, %v, 3; vote.sync.{op}.pred %q, %p, -1; selp.u32 %w, 1, 0, %q;")),
+            vec![want; 32],
+            "{op}"
+        );
     }
     assert_eq!(go("setp.lt.u32 %p, %v, 5; vote.sync.all.pred %q, %p, -1; selp.u32 %w, 1, 0, %q;"), vec![1; 32]);
-    let same: Vec<u32> = data.iter().map(|v| data.iter().enumerate().map(|(i, u)| u32::from(u == v) << i).sum()).collect();
+    let same: Vec<u32> =
+        data.iter().map(|v| data.iter().enumerate().map(|(i, u)| u32::from(u == v) << i).sum()).collect();
     assert_eq!(go("match.any.sync.b32 %w, %v, -1;"), same);
     assert_eq!(go("cvt.u64.u32 %l0, %v; match.any.sync.b64 %w, %l0, -1;"), same);
     assert_eq!(go("match.all.sync.b32 %w|%p, 7, -1; @!%p mov.u32 %w, 5;"), vec![u32::MAX; 32]);
@@ -79,7 +95,9 @@ fn votes_matches_and_reductions() {
         assert_eq!(go(&format!("sub.u32 %v, %v, 2; redux.sync.{op} %w, %v, -1;")), vec![want; 32], "{op}");
     }
     // Inside a divergent branch only those lanes count.
-    let low = go("mov.u32 %w, 0; setp.ge.u32 %p, %t, 8; @%p bra OUT; activemask.b32 %w; elect.sync %r0|%q, 0xff; @%q add.u32 %w, %w, 1; OUT:");
+    let low = go(
+        "mov.u32 %w, 0; setp.ge.u32 %p, %t, 8; @%p bra OUT; activemask.b32 %w; elect.sync %r0|%q, 0xff; @%q add.u32 %w, %w, 1; OUT:",
+    );
     assert_eq!(low[0], 0x100);
     assert_eq!((&low[1..8], &low[8..]), (&[0xff; 7][..], &[0; 24][..]));
 }
@@ -124,8 +142,11 @@ fn atomics_by_definition() {
             }
             let init = "mov.u32 %z, s; ld.global.u32 %w, [%x+128]; st.shared.u32 [%z], %w; bar.sync 0;";
             let at = if space == "global" { "[%x+128]" } else { "[%z]" };
-            let end = if space == "shared" { "bar.sync 0; ld.shared.u32 %w, [%z]; st.global.u32 [%x+128], %w;" } else { "" };
-            let body = format!("ld.global.u32 %v, [%y]; {init} bar.sync 0; atom.{space}.{op} %r0, {at}, %v; st.global.u32 [%y], %r0; {end}");
+            let end =
+                if space == "shared" { "bar.sync 0; ld.shared.u32 %w, [%z]; st.global.u32 [%x+128], %w;" } else { "" };
+            let body = format!(
+                "ld.global.u32 %v, [%y]; {init} bar.sync 0; atom.{space}.{op} %r0, {at}, %v; st.global.u32 [%y], %r0; {end}"
+            );
             let (out, _) = run(&body, 32, 1, &data).unwrap_or_else(|e| panic!("{op} {space}: {e}"));
             // Lanes take their turns in order.
             let mut m = data[32];
@@ -147,11 +168,22 @@ fn atomics_by_definition() {
 #[test]
 fn loads_and_stores_of_every_width_and_space() {
     // Extension by type into wider registers.
-    for (ty, bits, signed) in [("u8", 8, false), ("s8", 8, true), ("u16", 16, false), ("s16", 16, true), ("u32", 32, false), ("s32", 32, true)] {
+    for (ty, bits, signed) in [
+        ("u8", 8, false),
+        ("s8", 8, true),
+        ("u16", 16, false),
+        ("s16", 16, true),
+        ("u32", 32, false),
+        ("s32", 32, true),
+    ] {
         let v = noise(64);
         let wide = bits == 32;
         let reg = if wide { "%l0" } else { "%w" };
-        let store = if wide { "mul.wide.u32 %o, %t, 8; add.u64 %l1, %x, %o; st.global.u64 [%l1+128], %l0;" } else { "st.global.u32 [%y+128], %w;" };
+        let store = if wide {
+            "mul.wide.u32 %o, %t, 8; add.u64 %l1, %x, %o; st.global.u64 [%l1+128], %l0;"
+        } else {
+            "st.global.u32 [%y+128], %w;"
+        };
         let mut data = v[..32].to_vec();
         data.resize(128, 0);
         let (out, _) = run(&format!("ld.global.{ty} {reg}, [%y]; {store}"), 32, 1, &data).unwrap();
@@ -177,7 +209,11 @@ fn loads_and_stores_of_every_width_and_space() {
         let d = &data[4 * l..];
         assert_eq!(out[4 * l..4 * l + 4], [d[3], d[2].wrapping_mul(2), d[1], d[0]]);
     }
-    assert_eq!(run_instruction("{ .reg .b32 %i; mov.u32 %i, %laneid; cvt.u64.u32 %d, %i; }", &[("u64", vec![0; 64])], "u64")[37], 5);
+    assert_eq!(
+        run_instruction("{ .reg .b32 %i; mov.u32 %i, %laneid; cvt.u64.u32 %d, %i; }", &[("u64", vec![0; 64])], "u64")
+            [37],
+        5
+    );
 }
 
 #[test]
@@ -191,10 +227,26 @@ fn mbarriers_order_bulk_copies() {
     let e = run(&body.replace("@!%q bra WAIT;", ""), 64, 1, &data).map(|_| ());
     // Thread 0 may see the phase complete at once; without waiting in a loop the others may not.
     assert!(e.is_ok() || e.is_err_and(|e| e.kind.name() == "missing cp.async wait"));
-    let e = run(&body.replace("WAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%w], 0; @!%q bra WAIT;", "WAIT: bar.sync 0;"), 64, 1, &data).unwrap_err();
+    let e = run(
+        &body
+            .replace("WAIT: mbarrier.try_wait.parity.shared::cta.b64 %q, [%w], 0; @!%q bra WAIT;", "WAIT: bar.sync 0;"),
+        64,
+        1,
+        &data,
+    )
+    .unwrap_err();
     assert_eq!(e.kind.name(), "missing cp.async wait");
     // A phase no one completes is reported, not waited for.
-    let e = run(&body.replace("mbarrier.arrive.expect_tx.shared::cta.b64 %l0, [%w], 256;", "mbarrier.arrive.expect_tx.shared::cta.b64 %l0, [%w], 512;"), 64, 1, &data).unwrap_err();
+    let e = run(
+        &body.replace(
+            "mbarrier.arrive.expect_tx.shared::cta.b64 %l0, [%w], 256;",
+            "mbarrier.arrive.expect_tx.shared::cta.b64 %l0, [%w], 512;",
+        ),
+        64,
+        1,
+        &data,
+    )
+    .unwrap_err();
     assert_eq!(e.kind.name(), "no progress");
 }
 
@@ -203,32 +255,60 @@ fn counters_match_hand_counts() {
     let at = |c: &LaunchCounts, class: Class, f: fn(&softgpu::counters::PcCount) -> u64| c.of(class, f);
     // Coalesced: 128 bytes a warp are 4 sectors. Two blocks read the same data: 4 sectors are new once.
     let (_, c) = run("ld.global.u32 %v, [%y];", 32, 2, &noise(32)).unwrap();
-    assert_eq!((at(&c, Class::GlobalLoad, |x| x.requests), at(&c, Class::GlobalLoad, |x| x.sectors), c.sum(|x| x.unique_read)), (2, 8, 4));
+    assert_eq!(
+        (at(&c, Class::GlobalLoad, |x| x.requests), at(&c, Class::GlobalLoad, |x| x.sectors), c.sum(|x| x.unique_read)),
+        (2, 8, 4)
+    );
     // Stride of 32 bytes: 32 sectors where the bytes would fit 4.
-    let (_, c) = run("mul.wide.u32 %o, %t, 32; add.u64 %y, %x, %o; ld.global.u32 %v, [%y];", 32, 1, &noise(256)).unwrap();
+    let (_, c) =
+        run("mul.wide.u32 %o, %t, 32; add.u64 %y, %x, %o; ld.global.u32 %v, [%y];", 32, 1, &noise(256)).unwrap();
     assert_eq!((c.sum(|x| x.sectors), c.sum(|x| x.sectors_min)), (32, 4));
     // One address for all lanes: one sector.
     let (_, c) = run("ld.global.u32 %v, [%x];", 32, 1, &noise(32)).unwrap();
     assert_eq!((c.sum(|x| x.sectors), c.sum(|x| x.sectors_min)), (1, 1));
     // 16 bytes a lane, off by one sector's half: 17 sectors against 16.
-    let (_, c) = run("mul.wide.u32 %o, %t, 16; add.u64 %y, %x, %o; st.global.v4.u32 [%y+16], {%t, %t, %t, %t};", 32, 1, &noise(140)).unwrap();
-    assert_eq!((at(&c, Class::GlobalStore, |x| x.sectors), at(&c, Class::GlobalStore, |x| x.sectors_min), c.sum(|x| x.unique_written)), (17, 16, 17));
+    let (_, c) = run(
+        "mul.wide.u32 %o, %t, 16; add.u64 %y, %x, %o; st.global.v4.u32 [%y+16], {%t, %t, %t, %t};",
+        32,
+        1,
+        &noise(140),
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            at(&c, Class::GlobalStore, |x| x.sectors),
+            at(&c, Class::GlobalStore, |x| x.sectors_min),
+            c.sum(|x| x.unique_written)
+        ),
+        (17, 16, 17)
+    );
     // Bank conflicts: stride 2 words is 2 passes, stride 32 words is 32, a row of words is 1.
     for (stride, passes) in [(4, 1), (8, 2), (128, 32)] {
-        let (_, c) = run(&format!("mov.u32 %v, s; mad.lo.u32 %v, %t, {stride}, %v; st.shared.u32 [%v], %t;"), 32, 1, &[0]).unwrap();
+        let (_, c) =
+            run(&format!("mov.u32 %v, s; mad.lo.u32 %v, %t, {stride}, %v; st.shared.u32 [%v], %t;"), 32, 1, &[0])
+                .unwrap();
         assert_eq!((c.sum(|x| x.wavefronts), c.sum(|x| x.wavefronts_min)), (passes, 1), "stride {stride}");
     }
     // Classes, barriers, atomics, lanes. Two warps; half the lanes of each take the branch.
     let body = "bar.sync 0; bar.sync 0; add.u32 %v, %t, 1; and.b32 %v, %t, 1; setp.eq.u32 %p, %v, 0; @%p bra SKIP; add.u32 %w, %t, 2; atom.global.add.u32 %z, [%x], 1; SKIP:";
     let (out, c) = run(body, 64, 3, &[0]).unwrap();
     assert_eq!(out[0], 96);
-    assert_eq!((at(&c, Class::Barrier, |x| x.issued), c.sum(|x| x.atomics), at(&c, Class::Atomic, |x| x.issued)), (12, 96, 6));
+    assert_eq!(
+        (at(&c, Class::Barrier, |x| x.issued), c.sum(|x| x.atomics), at(&c, Class::Atomic, |x| x.issued)),
+        (12, 96, 6)
+    );
     // Per warp: mov, mov, ld.param, mul, add, 2 bar, add, and, setp, bra (16 of 32 lanes), add and atom (16), ret.
     assert_eq!(c.issued(), 6 * 14);
     assert_eq!(c.sum(|x| x.lanes), 6 * (11 * 32 + 3 * 16));
     assert_eq!(at(&c, Class::ConstantLoad, |x| x.issued), 6);
     // A loop of ten steps is ten issues of its body.
-    let (_, c) = run("mov.u32 %v, 0; LOOP: fma.rn.f32 %w, %w, %w, %w; add.u32 %v, %v, 1; setp.lt.u32 %p, %v, 10; @%p bra LOOP;", 32, 1, &[0]).unwrap();
+    let (_, c) = run(
+        "mov.u32 %v, 0; LOOP: fma.rn.f32 %w, %w, %w, %w; add.u32 %v, %v, 1; setp.lt.u32 %p, %v, 10; @%p bra LOOP;",
+        32,
+        1,
+        &[0],
+    )
+    .unwrap();
     assert_eq!(at(&c, Class::Float32, |x| x.issued), 10);
     // Counts do not depend on threads or order.
     assert_eq!(run(body, 64, 3, &[0]).unwrap().1.issued(), 6 * 14);

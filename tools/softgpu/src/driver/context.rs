@@ -96,40 +96,40 @@ pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut i32, _a: i32, _b: i32) 
 fn attribute(p: &Part, n: i32) -> i32 {
     let limit = i32::MAX;
     match n {
-        1 => 1024,                           // threads a block
-        2 | 3 => 1024,                       // block x, y
-        4 => 64,                             // block z
-        5 => limit,                          // grid x
-        6 | 7 => 65535,                      // grid y, z
-        8 => 48 << 10,                       // shared memory a block
-        9 => 64 << 10,                       // constant memory
-        10 => 32,                            // warp size
-        11 => limit,                         // pitch
-        12 | 82 => 65536,                    // registers a block, a multiprocessor
+        1 => 1024,        // threads a block
+        2 | 3 => 1024,    // block x, y
+        4 => 64,          // block z
+        5 => limit,       // grid x
+        6 | 7 => 65535,   // grid y, z
+        8 => 48 << 10,    // shared memory a block
+        9 => 64 << 10,    // constant memory
+        10 => 32,         // warp size
+        11 => limit,      // pitch
+        12 | 82 => 65536, // registers a block, a multiprocessor
         13 => p.clock_khz as i32,
-        14 => 512,                           // texture alignment
-        15 | 31 | 41 => 1,                   // overlap, concurrent kernels, unified addressing
+        14 => 512,         // texture alignment
+        15 | 31 | 41 => 1, // overlap, concurrent kernels, unified addressing
         16 => p.num_sms as i32,
-        19 => 1,                             // can map host memory
+        19 => 1, // can map host memory
         36 => p.memory.0 as i32,
         37 => p.memory.1 as i32,
         38 => p.l2_bytes as i32,
         39 => p.threads_per_sm as i32,
-        40 => 3,                             // async engines
+        40 => 3, // async engines
         75 => (p.arch / 10) as i32,
         76 => (p.arch % 10) as i32,
-        78..=80 => 1,                        // priorities, global and local L1
+        78..=80 => 1, // priorities, global and local L1
         81 => p.shared_per_sm as i32,
-        83 => 1,                             // managed memory
-        86 => 1,                             // native atomics between host and device
-        88..=91 => 1,                        // pageable access, concurrent managed access, preemption, host pointers
-        95 => 1,                             // cooperative launch
+        83 => 1,      // managed memory
+        86 => 1,      // native atomics between host and device
+        88..=91 => 1, // pageable access, concurrent managed access, preemption, host pointers
+        95 => 1,      // cooperative launch
         97 => p.shared_optin as i32,
         106 => p.blocks_per_sm as i32,
-        108 => (p.l2_bytes / 4 * 3) as i32,  // persisting L2
-        109 => (p.l2_bytes / 4 * 3) as i32,  // access policy window
-        111 => 1024,                         // reserved shared memory a block
-        115 => 1,                            // memory pools
+        108 => (p.l2_bytes / 4 * 3) as i32, // persisting L2
+        109 => (p.l2_bytes / 4 * 3) as i32, // access policy window
+        111 => 1024,                        // reserved shared memory a block
+        115 => 1,                           // memory pools
         _ => 0,
     }
 }

@@ -129,7 +129,13 @@ pub unsafe extern "C" fn cuGraphInstantiateWithFlags(to: *mut u64, graph: u64, _
 
 /// The older form with a log buffer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGraphInstantiate_v2(to: *mut u64, graph: u64, _node: *mut u64, _log: *mut c_char, _n: usize) -> Status {
+pub unsafe extern "C" fn cuGraphInstantiate_v2(
+    to: *mut u64,
+    graph: u64,
+    _node: *mut u64,
+    _log: *mut c_char,
+    _n: usize,
+) -> Status {
     cuGraphInstantiateWithFlags(to, graph, 0)
 }
 
@@ -175,7 +181,8 @@ pub unsafe extern "C" fn cuGraphExecUpdate_v2(exec: u64, graph: u64, info: *mut 
         let new = s.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
         let old = s.executables.get_mut(&exec).ok_or(INVALID_HANDLE)?;
         let kind = |n: &(u64, Op)| std::mem::discriminant(&n.1);
-        let same = old.nodes.len() == new.nodes.len() && old.nodes.iter().zip(&new.nodes).all(|(a, b)| kind(a) == kind(b));
+        let same =
+            old.nodes.len() == new.nodes.len() && old.nodes.iter().zip(&new.nodes).all(|(a, b)| kind(a) == kind(b));
         if !info.is_null() {
             // CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED is 2.
             put(info, UpdateInfo { result: if same { 0 } else { 2 }, error_node: 0, error_from: 0 })?;
@@ -224,7 +231,13 @@ pub unsafe extern "C" fn cuGraphNodeGetType(node: u64, kind: *mut i32) -> Status
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGraphAddKernelNode_v2(to: *mut u64, graph: u64, _after: *const u64, _n: usize, p: *const KernelParams) -> Status {
+pub unsafe extern "C" fn cuGraphAddKernelNode_v2(
+    to: *mut u64,
+    graph: u64,
+    _after: *const u64,
+    _n: usize,
+    p: *const KernelParams,
+) -> Status {
     call(|s| {
         let op = s.kernel_op(p)?;
         s.add(graph, op).and_then(|h| put(to, h))

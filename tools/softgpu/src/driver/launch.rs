@@ -35,10 +35,16 @@ impl State {
             return fail(format!("block ({bx},{by},{bz}): 1 to 1024 threads"), INVALID_VALUE);
         }
         if k.required_threads.is_some_and(|r| r != shape.block) {
-            return fail(format!("block ({bx},{by},{bz}), the kernel requires {:?}", k.required_threads), INVALID_VALUE);
+            return fail(
+                format!("block ({bx},{by},{bz}), the kernel requires {:?}", k.required_threads),
+                INVALID_VALUE,
+            );
         }
         if k.max_threads != 0 && threads > u64::from(k.max_threads) {
-            return fail(format!("{threads} threads, __launch_bounds__ allows {}", k.max_threads), LAUNCH_OUT_OF_RESOURCES);
+            return fail(
+                format!("{threads} threads, __launch_bounds__ allows {}", k.max_threads),
+                LAUNCH_OUT_OF_RESOURCES,
+            );
         }
         if shape.shared > f.max_dynamic || shape.shared + k.static_shared > self.part.shared_optin {
             let text = format!(
@@ -78,7 +84,14 @@ impl State {
         }
     }
 
-    unsafe fn launch(&mut self, function: u64, shape: Shape, stream: u64, params: *const *const c_void, extra: *const *const c_void) -> Result<(), Status> {
+    unsafe fn launch(
+        &mut self,
+        function: u64,
+        shape: Shape,
+        stream: u64,
+        params: *const *const c_void,
+        extra: *const *const c_void,
+    ) -> Result<(), Status> {
         let f = self.functions.get(&function).ok_or(INVALID_HANDLE)?;
         self.check_shape(f, &shape)?;
         let k = &f.kernel;
@@ -209,7 +222,12 @@ fn blocks(s: &State, function: u64, threads: i32, shared: usize) -> Result<u32, 
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(n: *mut i32, function: u64, threads: i32, shared: usize) -> Status {
+pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+    n: *mut i32,
+    function: u64,
+    threads: i32,
+    shared: usize,
+) -> Status {
     call(|s| put(n, blocks(s, function, threads, shared)? as i32))
 }
 
@@ -265,7 +283,12 @@ pub unsafe extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(bytes: *mut usize, function: u64, num: i32, _threads: i32) -> Status {
+pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
+    bytes: *mut usize,
+    function: u64,
+    num: i32,
+    _threads: i32,
+) -> Status {
     call(|s| {
         let f = s.functions.get(&function).ok_or(INVALID_HANDLE)?;
         if num <= 0 {
@@ -277,7 +300,11 @@ pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(bytes: *mut usi
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(n: *mut i32, function: u64, config: *const LaunchConfig) -> Status {
+pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(
+    n: *mut i32,
+    function: u64,
+    config: *const LaunchConfig,
+) -> Status {
     call(|s| {
         let c = config.as_ref().ok_or(INVALID_VALUE)?;
         let threads = c.block.iter().product::<u32>() as i32;

@@ -102,7 +102,13 @@ pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemAllocPitch_v2(to: *mut u64, pitch: *mut usize, width: usize, height: usize, _element: u32) -> Status {
+pub unsafe extern "C" fn cuMemAllocPitch_v2(
+    to: *mut u64,
+    pitch: *mut usize,
+    width: usize,
+    height: usize,
+    _element: u32,
+) -> Status {
     call(|s| {
         let p = width.next_multiple_of(512);
         let a = s.allocate(p.checked_mul(height).ok_or(INVALID_VALUE)?, Use::Device)?;
@@ -174,7 +180,13 @@ pub unsafe extern "C" fn cuMemAdvise_v2(_address: u64, _bytes: usize, _advice: i
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemPrefetchAsync_v2(_address: u64, _bytes: usize, _location: u64, _flags: u32, _stream: u64) -> Status {
+pub unsafe extern "C" fn cuMemPrefetchAsync_v2(
+    _address: u64,
+    _bytes: usize,
+    _location: u64,
+    _flags: u32,
+    _stream: u64,
+) -> Status {
     call(|_| Ok(()))
 }
 
@@ -221,7 +233,14 @@ pub unsafe extern "C" fn cuMemcpyPeer(to: u64, _to_ctx: u64, from: u64, _from_ct
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyPeerAsync(to: u64, _to_ctx: u64, from: u64, _from_ctx: u64, bytes: usize, stream: u64) -> Status {
+pub unsafe extern "C" fn cuMemcpyPeerAsync(
+    to: u64,
+    _to_ctx: u64,
+    from: u64,
+    _from_ctx: u64,
+    bytes: usize,
+    stream: u64,
+) -> Status {
     call(|s| s.enqueue(stream, Op::Copy { to, from, bytes: bytes as u64 }))
 }
 

@@ -32,7 +32,12 @@ impl State {
         }
     }
 
-    fn load_image(&mut self, to: *mut u64, image: *const c_void, log: Option<(*mut c_char, usize)>) -> Result<(), Status> {
+    fn load_image(
+        &mut self,
+        to: *mut u64,
+        image: *const c_void,
+        log: Option<(*mut c_char, usize)>,
+    ) -> Result<(), Status> {
         // SAFETY: the caller's image; a text ends with NUL, a fatbin says its size.
         let text = unsafe { fatbin::ptx(image.cast(), self.part.arch) }?;
         match self.load_text(&text) {
@@ -138,7 +143,12 @@ pub unsafe extern "C" fn cuModuleGetFunctionCount(to: *mut u32, module: u64) -> 
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuModuleGetGlobal_v2(to: *mut u64, bytes: *mut usize, module: u64, name: *const c_char) -> Status {
+pub unsafe extern "C" fn cuModuleGetGlobal_v2(
+    to: *mut u64,
+    bytes: *mut usize,
+    module: u64,
+    name: *const c_char,
+) -> Status {
     call(|s| {
         let m = s.modules.get(&module).ok_or(INVALID_HANDLE)?;
         let (a, n) = *m.globals.get(text(name)?).ok_or(NOT_FOUND)?;
@@ -185,7 +195,12 @@ pub unsafe extern "C" fn cuLibraryGetModule(to: *mut u64, library: u64) -> Statu
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuLibraryGetGlobal(to: *mut u64, bytes: *mut usize, library: u64, name: *const c_char) -> Status {
+pub unsafe extern "C" fn cuLibraryGetGlobal(
+    to: *mut u64,
+    bytes: *mut usize,
+    library: u64,
+    name: *const c_char,
+) -> Status {
     cuModuleGetGlobal_v2(to, bytes, library, name)
 }
 
@@ -202,7 +217,13 @@ pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: i32, fun
         let f = s.functions.get(&function).ok_or(INVALID_HANDLE)?;
         let k = &f.kernel;
         let v = match attribute {
-            0 => if k.max_threads == 0 { 1024 } else { k.max_threads.min(1024) as i32 },
+            0 => {
+                if k.max_threads == 0 {
+                    1024
+                } else {
+                    k.max_threads.min(1024) as i32
+                }
+            }
             1 => k.static_shared as i32,
             2 => 0,
             3 => k.local_bytes as i32,

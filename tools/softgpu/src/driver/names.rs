@@ -58,7 +58,13 @@ fn find(name: &str) -> Option<*const c_void> {
 
 /// Looks a function up. An unknown name is found too late to be exported, so it is reported and not found.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetProcAddress_v2(name: *const c_char, to: *mut *const c_void, _version: i32, _flags: u64, status: *mut i32) -> Status {
+pub unsafe extern "C" fn cuGetProcAddress_v2(
+    name: *const c_char,
+    to: *mut *const c_void,
+    _version: i32,
+    _flags: u64,
+    status: *mut i32,
+) -> Status {
     let found = match text(name) {
         Ok(n) => find(n).or_else(|| {
             say(&format!("cuGetProcAddress: {n} is not supported"));
@@ -82,7 +88,12 @@ pub unsafe extern "C" fn cuGetProcAddress_v2(name: *const c_char, to: *mut *cons
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetProcAddress(name: *const c_char, to: *mut *const c_void, version: i32, flags: u64) -> Status {
+pub unsafe extern "C" fn cuGetProcAddress(
+    name: *const c_char,
+    to: *mut *const c_void,
+    version: i32,
+    flags: u64,
+) -> Status {
     cuGetProcAddress_v2(name, to, version, flags, std::ptr::null_mut())
 }
 

@@ -139,7 +139,12 @@ pub unsafe extern "C" fn cuStreamAttachMemAsync(_stream: u64, _address: u64, _by
 type Callback = unsafe extern "C" fn(u64, Status, *mut c_void);
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuStreamAddCallback(stream: u64, f: Option<Callback>, argument: *mut c_void, _flags: u32) -> Status {
+pub unsafe extern "C" fn cuStreamAddCallback(
+    stream: u64,
+    f: Option<Callback>,
+    argument: *mut c_void,
+    _flags: u32,
+) -> Status {
     let r = call(|s| settled(s, stream));
     if let (SUCCESS, Some(f)) = (r, f) {
         f(stream, SUCCESS, argument);
@@ -228,7 +233,8 @@ pub unsafe extern "C" fn cuEventDestroy_v2(event: u64) -> Status {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecord(event: u64, stream: u64) -> Status {
     call(|s| {
-        let capture = s.streams.get(&stream).and_then(|x| Some((x.capture?, if x.origin == 0 { stream } else { x.origin })));
+        let capture =
+            s.streams.get(&stream).and_then(|x| Some((x.capture?, if x.origin == 0 { stream } else { x.origin })));
         let e = s.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
         (e.time, e.capture) = (Some(Instant::now()), capture);
         Ok(())

@@ -54,23 +54,91 @@ pub fn width(ty: &str) -> u32 {
 pub fn values(ty: &str, n: usize, seed: u64) -> Vec<u64> {
     let special: Vec<u64> = match ty {
         "f32" => [
-            0.0f32, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 3.1415927, 1e-45, -1e-40, 1.17549435e-38, 3.4028235e38, -3.4028235e38,
-            65504.0, 65520.0, 1e-7, 5.9604645e-8, 8388608.5, 16777217.0, 2147483648.0, -2147483904.0, 4294967296.0, 1e20, 255.5,
-            127.5, -128.5, f32::INFINITY, f32::NEG_INFINITY, f32::NAN,
+            0.0f32,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            1.5,
+            2.5,
+            -2.5,
+            3.1415927,
+            1e-45,
+            -1e-40,
+            1.17549435e-38,
+            3.4028235e38,
+            -3.4028235e38,
+            65504.0,
+            65520.0,
+            1e-7,
+            5.9604645e-8,
+            8388608.5,
+            16777217.0,
+            2147483648.0,
+            -2147483904.0,
+            4294967296.0,
+            1e20,
+            255.5,
+            127.5,
+            -128.5,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
         ]
         .map(|v| u64::from(v.to_bits()))
         .to_vec(),
         "f64" => [
-            0.0f64, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -3.5, 1e-310, 2.2250738585072014e-308, 1.7976931348623157e308, 9007199254740993.0,
-            9.3e18, -9.3e18, 4294967295.5, 1e-45, 1e40, f64::INFINITY, f64::NEG_INFINITY, f64::NAN,
+            0.0f64,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            1.5,
+            2.5,
+            -3.5,
+            1e-310,
+            2.2250738585072014e-308,
+            1.7976931348623157e308,
+            9007199254740993.0,
+            9.3e18,
+            -9.3e18,
+            4294967295.5,
+            1e-45,
+            1e40,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            f64::NAN,
         ]
         .map(f64::to_bits)
         .to_vec(),
-        "f16" | "bf16" => vec![0, 0x8000, 1, 0x8001, 0x3ff, 0x400, 0x3c00, 0xbc00, 0x3f80, 0x7bff, 0x7c00, 0xfc00, 0x7e00, 0x7f80, 0xff80, 0x7fc0],
+        "f16" | "bf16" => vec![
+            0, 0x8000, 1, 0x8001, 0x3ff, 0x400, 0x3c00, 0xbc00, 0x3f80, 0x7bff, 0x7c00, 0xfc00, 0x7e00, 0x7f80, 0xff80,
+            0x7fc0,
+        ],
         _ => {
             let w = width(ty);
             let top = 1u64 << (w - 1);
-            vec![0, 1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 255, 256, top - 1, top, top + 1, u64::MAX, u64::MAX - 1, u64::MAX - 4]
+            vec![
+                0,
+                1,
+                2,
+                3,
+                5,
+                7,
+                31,
+                32,
+                33,
+                63,
+                64,
+                255,
+                256,
+                top - 1,
+                top,
+                top + 1,
+                u64::MAX,
+                u64::MAX - 1,
+                u64::MAX - 4,
+            ]
         }
     };
     let mut r = Random(seed);
@@ -104,7 +172,9 @@ fn register(ty: &str) -> &'static str {
 /// Runs `text` (it uses `%a0..`, `%d`) for each row of inputs; one thread a row. Inputs and result travel as 64-bit words.
 pub fn run_instruction(text: &str, inputs: &[(&str, Vec<u64>)], out: &str) -> Vec<u64> {
     let n = inputs[0].1.len();
-    let mut ptx = String::from(".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u64 p1, .param .u32 p2)\n{\n");
+    let mut ptx = String::from(
+        ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u64 p1, .param .u32 p2)\n{\n",
+    );
     ptx += ".reg .pred %in; .reg .b32 %t<6>; .reg .b64 %base, %o, %w, %x;\n";
     for (i, (ty, _)) in inputs.iter().enumerate() {
         ptx += &format!(".reg .{} %a{i};\n", register(ty));
@@ -113,7 +183,10 @@ pub fn run_instruction(text: &str, inputs: &[(&str, Vec<u64>)], out: &str) -> Ve
     ptx += "mov.u32 %t0, %ctaid.x; mov.u32 %t1, %ntid.x; mov.u32 %t2, %tid.x; mad.lo.u32 %t3, %t0, %t1, %t2;\n";
     ptx += "ld.param.u32 %t4, [p2]; setp.ge.u32 %in, %t3, %t4; @%in bra DONE;\n";
     for (i, (ty, v)) in inputs.iter().enumerate() {
-        ptx += &format!("ld.param.u64 %base, [p0]; mul.wide.u32 %o, %t3, 8; add.u64 %base, %base, %o; ld.global.u64 %w, [%base+{}];\n", i * n * 8);
+        ptx += &format!(
+            "ld.param.u64 %base, [p0]; mul.wide.u32 %o, %t3, 8; add.u64 %base, %base, %o; ld.global.u64 %w, [%base+{}];\n",
+            i * n * 8
+        );
         assert_eq!(v.len(), n);
         ptx += &match register(ty) {
             "pred" => format!("setp.ne.u64 %a{i}, %w, 0;\n"),
@@ -171,6 +244,10 @@ pub fn exact(text: &str, types: &[&str], out: &str, want: impl Fn(&[u64]) -> u64
 pub fn exact32(text: &str, types: &[&str], want: impl Fn(&[u64]) -> f32) {
     check(text, types, "f32", |a, got| {
         let (w, g) = (want(a), f32::from_bits(got as u32));
-        if w.to_bits() == g.to_bits() || w.is_nan() && g.is_nan() { Ok(()) } else { Err(format!("expected {w:e}, got {g:e}")) }
+        if w.to_bits() == g.to_bits() || w.is_nan() && g.is_nan() {
+            Ok(())
+        } else {
+            Err(format!("expected {w:e}, got {g:e}"))
+        }
     });
 }
