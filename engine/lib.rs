@@ -8,7 +8,7 @@
 //! use engine::{Engine, EngineOptions, Event, ImageInput, Message, Prompt, Request};
 //!
 //! # fn main() -> engine::Result<()> {
-//! let engine = Engine::open(EngineOptions { model: "idefics2".to_string(), ..EngineOptions::default() })?;
+//! let engine = Engine::open(EngineOptions { model: "path/or/hub-id".to_string(), ..EngineOptions::default() })?;
 //! let turn = Message::user(1, "What is in this picture?");
 //! let request = Request::new(Prompt::Messages(vec![turn]), vec![ImageInput::Source("photo.jpg".to_string())]);
 //! for event in engine.submit(&request)? {

@@ -17,10 +17,10 @@ fn driver_is_there() -> bool {
 /// The device, or none after a check that its absence is explained.
 fn open() -> Option<Cuda> {
     let opened = Cuda::open(0);
-    let wanted = if !driver_is_there() {
-        "libcuda.so.1 cannot be loaded"
-    } else if kernels::KERNELS.is_empty() {
+    let wanted = if kernels::KERNELS.is_empty() {
         "tools/cuda-toolchain.sh"
+    } else if !driver_is_there() {
+        "libcuda.so.1 cannot be loaded"
     } else {
         return Some(opened.expect("a driver and kernels are there"));
     };

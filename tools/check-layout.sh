@@ -20,12 +20,12 @@ files() {
 }
 
 # Reports every line of the named files (standard input) that matches an extended regular expression.
-forbid() { # WHAT REGEX
+forbid() { # WHAT REGEX [-i]
   local line
   while IFS= read -r file; do
     while IFS= read -r line; do
       breach "$file:$line: $1"
-    done < <(grep -nEi -- "$2" "$file" | cut -c1-160 || true)
+    done < <(grep -nE ${3:+"$3"} -- "$2" "$file" | cut -c1-160 || true)
   done
 }
 
@@ -38,7 +38,7 @@ done < <(files '*.rs' '*.cu' '*.cuh' '*.py' '*.sh')
 
 # 2. Families are named in their own files, in tests, tools, benchmarks and the README alone.
 families='idefics|blip-?2|llava|joycaption|minicpm|internvl|qwen|cogvlm|florence-?2|minigpt|xgen'
-forbid 'a family name outside of engine/models' "$families" < <(
+forbid 'a family name outside of engine/models' "$families" -i < <(
   files engine kernels build.rs Cargo.toml | grep -v '^engine/models/'
 )
 

@@ -197,9 +197,14 @@ impl Engine {
 fn open_backend(device: Device) -> Result<Box<dyn Backend>> {
     match device {
         Device::Auto | Device::Cpu => Ok(Box::new(CpuBackend::new())),
-        Device::Cuda(index) => Err(Error::Device(format!(
-            "cuda:{index}: expected a build whose CUDA backend runs whole models, this one runs them on the CPU; use --device cpu"
-        ))),
+        Device::Cuda(index) => {
+            // What is missing on this machine is said first; it is what the user can mend.
+            let cuda = crate::backend::cuda::Cuda::open(index)?;
+            Err(Error::Device(format!(
+                "cuda:{index} ({}): expected kernels for every operation of a model, this build has those of single operations; use --device cpu",
+                cuda.device().name()
+            )))
+        }
     }
 }
 

@@ -26,10 +26,9 @@ pub struct Cuda {
 impl Cuda {
     /// Opens GPU `ordinal` of those that the driver shows.
     ///
-    /// Errors: [`Error::Device`] with the next step: no driver, no such GPU, a GPU too old, or a program that was
-    /// built without kernels.
+    /// Errors: [`Error::Device`] with the next step: a program that was built without kernels, no
+    /// driver, no such GPU, a GPU too old.
     pub fn open(ordinal: usize) -> Result<Cuda> {
-        let device = Device::open(ordinal)?;
         if kernels::KERNELS.is_empty() {
             return Err(Error::Device(
                 "cuda: this program was built without CUDA kernels (no nvcc was found); run tools/cuda-toolchain.sh \
@@ -37,6 +36,7 @@ impl Cuda {
                     .into(),
             ));
         }
+        let device = Device::open(ordinal)?;
         let (major, minor) = device.compute_capability();
         if major < 8 {
             return Err(Error::Device(format!(
