@@ -24,6 +24,7 @@ mod parallel;
 mod program;
 pub mod rope;
 mod simd;
+mod tile;
 
 pub use matrix::{Matrix, WeightData};
 pub use program::CpuBackend;

@@ -9,8 +9,8 @@
 use super::super::buffer::Buffer;
 use super::super::math::exp;
 use super::super::simd::{Kernel, LANES, Vector};
-use super::tile::{Operands, ROWS, outer};
-use super::{KEYS, Keys, Problem, Segment, Task};
+use super::super::tile::{Operands, ROWS, VECTORS};
+use super::{KEYS, Problem, Segment, Task};
 
 /// Memory of a thread.
 pub(super) struct Work {
@@ -39,8 +39,8 @@ impl Work {
 }
 
 /// The kernel that does a task.
-pub(super) struct Rows<'a, 'p, K> {
-    pub problem: &'a Problem<'p, K>,
+pub(super) struct Solve<'a, 'p> {
+    pub problem: &'a Problem<'p>,
     pub task: Task,
     pub work: &'a mut Work,
 }
@@ -67,7 +67,7 @@ impl Sight {
     }
 }
 
-impl<K: Keys> Kernel for Rows<'_, '_, K> {
+impl Kernel for Solve<'_, '_> {
     type Out = ();
 
     #[inline(always)]
@@ -133,6 +133,8 @@ impl<K: Keys> Kernel for Rows<'_, '_, K> {
                 let op = Operands {
                     a: q[top * dim..(top + tall) * dim].as_ptr(),
                     a_row: dim,
+                    a_step: 1,
+                    a_ahead: 0,
                     b: keys.as_ptr(),
                     b_step: KEYS,
                     steps: dim,
@@ -141,7 +143,7 @@ impl<K: Keys> Kernel for Rows<'_, '_, K> {
                     start: true,
                 };
                 // SAFETY: `q` has `tall` rows of `dim`, `keys` is [dim][KEYS], `scores` [ROWS][KEYS].
-                unsafe { outer::<V, { KEYS / LANES }>(tall, op) };
+                unsafe { V::outer(tall, KEYS / LANES, op) };
                 for r in 0..tall {
                     let (first, last) = sight.of(task.first + top + r);
                     let seen = (first.clamp(at, at + KEYS) - at, last.clamp(at, at + KEYS) - at);
@@ -158,6 +160,8 @@ impl<K: Keys> Kernel for Rows<'_, '_, K> {
                 let op = Operands {
                     a: scores.as_ptr(),
                     a_row: KEYS,
+                    a_step: 1,
+                    a_ahead: 0,
                     b: values.as_ptr(),
                     b_step: padded,
                     steps: last.min(at + KEYS) - at,
@@ -232,19 +236,14 @@ fn softmax<V: Vector>(
 #[inline(always)]
 fn weighted_sum<V: Vector>(rows: usize, padded: usize, op: Operands) {
     let vectors = padded / LANES;
-    let pieces = vectors.div_ceil(4);
+    let pieces = vectors.div_ceil(VECTORS);
     let mut at = 0;
     for piece in 0..pieces {
         let count = (vectors - at).div_ceil(pieces - piece);
         // SAFETY: columns `at..at + count` of the arrays described by `op`, which the caller sized in whole vectors.
         unsafe {
             let op = Operands { b: op.b.add(at * LANES), out: op.out.add(at * LANES), ..op };
-            match count {
-                1 => outer::<V, 1>(rows, op),
-                2 => outer::<V, 2>(rows, op),
-                3 => outer::<V, 3>(rows, op),
-                _ => outer::<V, 4>(rows, op),
-            }
+            V::outer(rows, count, op);
         }
         at += count;
     }

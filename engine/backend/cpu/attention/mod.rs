@@ -1,7 +1,7 @@
 //! Attention: softmax(scale q k^T) v, over contiguous segments or over KV pages.
 //!
 //! In: q, k, v rows or a cache. Out: rows. Owns: [`Problem`], the cut into tasks. Not here: the arithmetic of a
-//! task (`block.rs`), the register tile (`tile.rs`).
+//! task (`block.rs`), the register tile (`../tile.rs`).
 //!
 //! Keys are taken in blocks that start at multiples of [`KEYS`] from position 0 of their sequence, with an
 //! online softmax from block to block, so a query's bits do not depend on how its prompt was cut into chunks or
@@ -10,7 +10,6 @@
 mod block;
 mod paged;
 mod segments;
-mod tile;
 
 pub use paged::{PagedKv, paged_attention};
 pub use segments::attention;
@@ -21,7 +20,8 @@ use crate::graph::Heads;
 use crate::{Error, Result};
 
 use super::parallel::{SharedRows, for_tasks};
-use super::simd;
+use super::simd::{self, Element, Kernel, LANES, Vector};
+use super::tile::ROWS;
 
 /// Keys of a block.
 const KEYS: usize = 64;
@@ -58,13 +58,13 @@ trait Keys: Sync {
 }
 
 /// What all tasks of a call share.
-struct Problem<'a, K> {
+struct Problem<'a> {
     out: SharedRows<'a>,
     q: &'a [f32],
     heads: Heads,
     window: Option<usize>,
     segments: Vec<Segment>,
-    keys: K,
+    keys: &'a dyn Keys,
 }
 
 thread_local! {
@@ -72,14 +72,14 @@ thread_local! {
 }
 
 /// Runs every task of a problem.
-fn solve<K: Keys>(problem: &Problem<K>) {
+fn solve(problem: &Problem) {
     let group = problem.heads.num_heads / problem.heads.num_kv_heads;
     let mut tasks = Vec::new();
     for (segment, s) in problem.segments.iter().enumerate() {
         let rows = s.queries * group;
         // Equal pieces, in whole tiles.
         let pieces = rows.div_ceil(TASK_ROWS).max(1);
-        let piece = rows.div_ceil(pieces).next_multiple_of(tile::ROWS).max(1);
+        let piece = rows.div_ceil(pieces).next_multiple_of(ROWS).max(1);
         for kv_head in 0..problem.heads.num_kv_heads {
             for first in (0..rows).step_by(piece) {
                 tasks.push(Task { segment, kv_head, first, rows: piece.min(rows - first) });
@@ -87,7 +87,7 @@ fn solve<K: Keys>(problem: &Problem<K>) {
         }
     }
     for_tasks(tasks.len(), |t| {
-        WORK.with_borrow_mut(|work| simd::run(block::Rows { problem, task: tasks[t], work }));
+        WORK.with_borrow_mut(|work| simd::run(block::Solve { problem, task: tasks[t], work }));
     });
 }
 
@@ -99,4 +99,60 @@ fn check_heads(op: &str, heads: &Heads) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// `keys[d * KEYS + i] = k[i * row + d]` and `values[i * value_stride + d] = v[i * row + d]` for `count` rows of
+/// `dim`, widened.
+struct Rows<'a, E> {
+    k: &'a [E],
+    v: &'a [E],
+    row: usize,
+    count: usize,
+    dim: usize,
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    value_stride: usize,
+}
+
+impl<E: Element> Kernel for Rows<'_, E> {
+    type Out = ();
+
+    /// Keys sixteen rows and columns at a time, in registers; what is left one by one.
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Rows { k, v, row, count, dim, keys, values, value_stride } = self;
+        let (tall, wide) = (count / LANES * LANES, dim / LANES * LANES);
+        for d in (0..wide).step_by(LANES) {
+            for i in (0..tall).step_by(LANES) {
+                let mut t = [V::splat(0.0); LANES];
+                for l in 0..LANES {
+                    t[l] = load(&k[(i + l) * row + d..]);
+                }
+                let t = V::transpose(t);
+                for l in 0..LANES {
+                    t[l].to_slice(&mut keys[(d + l) * KEYS + i..]);
+                }
+            }
+        }
+        for i in 0..count {
+            for d in if i < tall { wide } else { 0 }..dim {
+                keys[d * KEYS + i] = k[i * row + d].to_f32();
+            }
+            let to = &mut values[i * value_stride..];
+            for d in (0..wide).step_by(LANES) {
+                load::<V, E>(&v[i * row + d..]).to_slice(&mut to[d..]);
+            }
+            for d in wide..dim {
+                to[d] = v[i * row + d].to_f32();
+            }
+        }
+    }
+}
+
+/// The first sixteen elements.
+#[inline(always)]
+fn load<V: Vector, E: Element>(from: &[E]) -> V {
+    assert!(from.len() >= LANES);
+    // SAFETY: length checked.
+    unsafe { E::load(from.as_ptr()) }
 }

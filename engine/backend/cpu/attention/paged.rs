@@ -11,9 +11,8 @@ use super::super::gather::check_cu;
 use super::super::kv_cache::{KvData, KvShape};
 use super::super::matrix::{bad_index, check_len};
 use super::super::parallel::SharedRows;
-use super::super::simd::Element;
-use super::tile::transpose;
-use super::{KEYS, Keys, Problem, Segment, Task, check_heads, solve};
+use super::super::simd::{self, Element};
+use super::{Keys, Problem, Rows, Segment, Task, check_heads, solve};
 
 /// A layer's cache and who holds which page.
 #[derive(Debug, Clone, Copy)]
@@ -84,11 +83,11 @@ pub fn paged_attention(
     match kv.cache {
         KvData::F32(cache) => {
             let keys = Pages::<f32> { cache, shape, table, max_blocks };
-            solve(&Problem { out, q, heads, window, segments, keys });
+            solve(&Problem { out, q, heads, window, segments, keys: &keys });
         }
         KvData::Bf16(cache) => {
             let keys = Pages::<bf16> { cache, shape, table, max_blocks };
-            solve(&Problem { out, q, heads, window, segments, keys });
+            solve(&Problem { out, q, heads, window, segments, keys: &keys });
         }
     }
     Ok(())
@@ -103,7 +102,6 @@ struct Pages<'a, E> {
 }
 
 impl<E: Element> Keys for Pages<'_, E> {
-    #[inline(always)]
     fn fetch(&self, task: &Task, at: usize, count: usize, keys: &mut [f32], values: &mut [f32], value_stride: usize) {
         let (dim, size) = (self.shape.head_dim, self.shape.page_size);
         let table = &self.table[task.segment * self.max_blocks..][..self.max_blocks];
@@ -113,13 +111,9 @@ impl<E: Element> Keys for Pages<'_, E> {
             let have = (size - inside).min(count - done);
             let page = table[block] as usize;
             let k = &self.cache[self.shape.offset(page, false, task.kv_head) + inside * dim..][..have * dim];
-            transpose(&mut keys[done..], KEYS, k, dim, have, dim);
             let v = &self.cache[self.shape.offset(page, true, task.kv_head) + inside * dim..][..have * dim];
-            for (to, from) in values[done * value_stride..].chunks_mut(value_stride).zip(v.chunks_exact(dim)) {
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = from.to_f32();
-                }
-            }
+            let (keys, values) = (&mut keys[done..], &mut values[done * value_stride..]);
+            simd::run(Rows { k, v, row: dim, count: have, dim, keys, values, value_stride });
             done += have;
         }
     }

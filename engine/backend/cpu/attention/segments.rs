@@ -8,8 +8,8 @@ use crate::graph::Heads;
 use super::super::gather::check_cu;
 use super::super::matrix::check_len;
 use super::super::parallel::SharedRows;
-use super::tile::transpose;
-use super::{KEYS, Keys, Problem, Segment, Task, check_heads, solve};
+use super::super::simd;
+use super::{Keys, Problem, Rows, Segment, Task, check_heads, solve};
 
 /// `out[t] = softmax(scale q[t] k^T) v` over the keys of t's segment. `q` and `out` are `[tokens, heads, head_dim]`,
 /// `k` and `v` `[keys, kv_heads, head_dim]`; segment s has queries `cu_q[s]..cu_q[s+1]` and keys `cu_k[s]..cu_k[s+1]`.
@@ -48,7 +48,7 @@ pub fn attention(
     }
     let keys = Contiguous { k, v, cu_k, kv_heads: heads.num_kv_heads, head_dim: heads.head_dim };
     let out = SharedRows::new(out, q_width);
-    solve(&Problem { out, q, heads: *heads, window: None, segments, keys });
+    solve(&Problem { out, q, heads: *heads, window: None, segments, keys: &keys });
     Ok(())
 }
 
@@ -62,14 +62,11 @@ struct Contiguous<'a> {
 }
 
 impl Keys for Contiguous<'_> {
-    #[inline(always)]
     fn fetch(&self, task: &Task, at: usize, count: usize, keys: &mut [f32], values: &mut [f32], value_stride: usize) {
         let dim = self.head_dim;
         let stride = self.kv_heads * dim;
         let start = (self.cu_k[task.segment] as usize + at) * stride + task.kv_head * dim;
-        transpose(keys, KEYS, &self.k[start..], stride, count, dim);
-        for i in 0..count {
-            values[i * value_stride..][..dim].copy_from_slice(&self.v[start + i * stride..][..dim]);
-        }
+        let (k, v) = (&self.k[start..], &self.v[start..]);
+        simd::run(Rows { k, v, row: stride, count, dim, keys, values, value_stride });
     }
 }

@@ -1,16 +1,17 @@
 //! Linear layers: `y[m,n] = x[m,k] * w[n,k]^T`, with bias, residual add or gated activation.
 //!
 //! In: f32 rows, a [`Matrix`] in stored form. Out: f32 rows. Owns: the choice between the two drivers and what
-//! happens to a finished block. Not here: the register tile (`tile.rs`), its drivers (`blocked.rs`, `stream.rs`).
+//! happens to a finished block. Not here: the drivers (`blocked.rs`, `stream.rs`) and their register tiles
+//! (`../tile.rs`, `dot.rs`).
 //!
 //! The value of an output element is defined once, for every number of rows, thread count and instruction set:
 //! sixteen partial sums, lane l taking k = l, l+16, ... in ascending order by FMA (k padded with zeros to a
 //! multiple of sixteen), then the lanes summed by halving. So a token's bits do not depend on its batch.
 
 mod blocked;
+mod dot;
 mod pack;
 mod stream;
-mod tile;
 
 use crate::Result;
 use crate::graph::Activation;
@@ -23,6 +24,8 @@ use super::simd::{self, Element, Kernel, LANES, Vector};
 /// Up to this many rows the weights are streamed once straight from their stored form; above, they are
 /// widened into a cached panel that all rows share.
 const STREAM_ROWS: usize = 16;
+/// Columns of a block of `y` when rows are many.
+const BLOCK_N: usize = 64;
 
 /// What becomes of the finished product `t`.
 #[derive(Clone, Copy)]
@@ -111,7 +114,7 @@ fn drive<E: Element>(y: &mut [f32], x: &[f32], m: usize, w: &Matrix, data: [&[E]
     if m == 0 || n == 0 {
         return;
     }
-    let job = Job { x, m, n, k, w: data, count, y: SharedRows::new(y, n), finish };
+    let job = Job { x, m, n, k, w: data, count, output: Output { y: SharedRows::new(y, n), finish } };
     if m <= STREAM_ROWS {
         stream::drive(&job);
     } else {
@@ -127,8 +130,7 @@ struct Job<'a, E> {
     k: usize,
     w: [&'a [E]; 2],
     count: usize,
-    y: SharedRows<'a>,
-    finish: Finish<'a>,
+    output: Output<'a>,
 }
 
 impl<E: Element> Job<'_, E> {
@@ -136,38 +138,58 @@ impl<E: Element> Job<'_, E> {
     fn padded_k(&self) -> usize {
         self.k.next_multiple_of(LANES)
     }
+}
 
-    /// Takes a finished block: rows `row..row+rows`, columns `col..col+cols`, `t[i]` of row stride `stride`.
+/// Where finished blocks go, and how.
+struct Output<'a> {
+    y: SharedRows<'a>,
+    finish: Finish<'a>,
+}
+
+/// A finished block of the products: rows `row..row+rows`, columns `col..col+cols`.
+struct Finished<'a> {
+    output: &'a Output<'a>,
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    /// Rows of both products, `stride` apart; the second is empty unless gated.
+    products: [&'a mut [f32]; 2],
+    stride: usize,
+}
+
+impl Kernel for Finished<'_> {
+    type Out = ();
+
     /// Each block of `y` is finished by one task only.
     #[inline(always)]
-    fn finish<V: Vector>(&self, row: usize, rows: usize, col: usize, cols: usize, t: [&mut [f32]; 2], stride: usize) {
-        let [first, second] = t;
+    fn run<V: Vector>(self) {
+        let Finished { output, row, rows, col, cols, products, stride } = self;
+        let [first, second] = products;
+        let bias = match output.finish {
+            Finish::Store { bias } | Finish::Add { bias } | Finish::Activate { bias, .. } => bias,
+            Finish::Gate { .. } => None,
+        };
         for r in 0..rows {
             // SAFETY: blocks are disjoint, and each is finished once.
-            let y = unsafe { self.y.piece(row + r, col, cols) };
+            let y = unsafe { output.y.piece(row + r, col, cols) };
             let a = &mut first[r * stride..r * stride + cols];
-            let bias = match self.finish {
-                Finish::Store { bias } | Finish::Add { bias } | Finish::Activate { bias, .. } => bias,
-                Finish::Gate { .. } => None,
-            };
             if let Some(b) = bias {
                 for (a, b) in a.iter_mut().zip(&b[col..col + cols]) {
                     *a += b;
                 }
             }
-            match self.finish {
-                Finish::Store { .. } => y.copy_from_slice(a),
+            if let Finish::Activate { activation, .. } | Finish::Gate { activation } = output.finish {
+                activate::<V>(a, activation);
+            }
+            match output.finish {
+                Finish::Store { .. } | Finish::Activate { .. } => y.copy_from_slice(a),
                 Finish::Add { .. } => {
                     for (y, a) in y.iter_mut().zip(a.iter()) {
                         *y += a;
                     }
                 }
-                Finish::Activate { activation, .. } => {
-                    activate::<V>(a, activation);
-                    y.copy_from_slice(a);
-                }
-                Finish::Gate { activation } => {
-                    activate::<V>(a, activation);
+                Finish::Gate { .. } => {
                     for ((y, a), b) in y.iter_mut().zip(a.iter()).zip(&second[r * stride..]) {
                         *y = a * b;
                     }

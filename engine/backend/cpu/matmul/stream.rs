@@ -7,9 +7,9 @@ use std::cell::RefCell;
 
 use super::super::buffer::Buffer;
 use super::super::parallel::for_tasks;
-use super::pack::{pack_x, tail};
-use super::tile::{Operands, TILE_M, accumulate, reduce4};
-use super::{Element, Job, Kernel, LANES, STREAM_ROWS, Vector, simd};
+use super::dot::{TILE_M, accumulate, reduce4};
+use super::pack::pack_dot;
+use super::{Element, Finished, Job, Kernel, LANES, STREAM_ROWS, Vector, simd};
 
 /// Bytes of weights in a task: enough to outweigh its start, few enough to balance threads.
 const TASK_BYTES: usize = 256 * 1024;
@@ -27,10 +27,7 @@ pub(super) fn drive<E: Element>(job: &Job<E>) {
     let kp = job.padded_k();
     let mut buffer = PANELS.take();
     let panels = buffer.slice(job.m * kp);
-    for (p, x) in job.x.chunks(TILE_M * job.k.max(1)).enumerate() {
-        let rows = x.len() / job.k;
-        pack_x(&mut panels[p * TILE_M * kp..][..rows * kp], x, job.k, rows);
-    }
+    simd::run(PackX { panels, x: job.x, k: job.k, kp });
     let row_bytes = (job.k * size_of::<E>() * job.count).max(1);
     let cols = (TASK_BYTES / row_bytes).max(1).next_multiple_of(GROUP_ONE).min(256);
     let tasks = job.n.div_ceil(cols);
@@ -39,87 +36,103 @@ pub(super) fn drive<E: Element>(job: &Job<E>) {
         let col = t * cols;
         BLOCK.with_borrow_mut(|block| {
             let block = block.slice(job.count * job.m * cols);
-            simd::run(Columns { job, panels, col, cols: cols.min(job.n - col), stride: cols, block });
+            let (cols, stride) = (cols.min(job.n - col), cols);
+            let (first, second) = block.split_at_mut(job.m * stride);
+            let mut products = [first, second];
+            for (w, product) in job.w.iter().zip(&mut products).take(job.count) {
+                let w = &w[col * job.k..(col + cols) * job.k];
+                simd::run(Columns { m: job.m, k: job.k, panels, w, cols, product, stride });
+            }
+            simd::run(Finished { output: &job.output, row: 0, rows: job.m, col, cols, products, stride });
         });
     });
     PANELS.set(buffer);
 }
 
-/// A task: columns `col..col+cols` of `y`.
+struct PackX<'a> {
+    panels: &'a mut [f32],
+    x: &'a [f32],
+    k: usize,
+    kp: usize,
+}
+
+impl Kernel for PackX<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        for (p, x) in self.x.chunks(TILE_M * self.k.max(1)).enumerate() {
+            pack_dot::<V>(&mut self.panels[p * TILE_M * self.kp..], x, self.k, x.len() / self.k);
+        }
+    }
+}
+
+/// All rows of `x` against `cols` rows of `w`.
 struct Columns<'a, E> {
-    job: &'a Job<'a, E>,
+    m: usize,
+    k: usize,
     panels: &'a [f32],
-    col: usize,
+    w: &'a [E],
     cols: usize,
+    product: &'a mut [f32],
     stride: usize,
-    block: &'a mut [f32],
 }
 
 impl<E: Element> Kernel for Columns<'_, E> {
     type Out = ();
 
     #[inline(always)]
-    fn run<V: Vector>(self) {
-        let job = self.job;
-        let (first, second) = self.block.split_at_mut(job.m * self.stride);
+    fn run<V: Vector>(mut self) {
         let mut at = 0;
         while at < self.cols {
-            let group = if job.m == 1 { GROUP_ONE } else { GROUP }.min(self.cols - at);
-            for i in 0..job.count {
-                let out: &mut [f32] = if i == 0 { &mut first[at..] } else { &mut second[at..] };
-                let w = &job.w[i][(self.col + at) * job.k..(self.col + at + group) * job.k];
-                match (job.m, group) {
-                    (1, GROUP_ONE) => rows::<V, E, GROUP_ONE>(job, self.panels, w, out, self.stride),
-                    (_, GROUP) => rows::<V, E, GROUP>(job, self.panels, w, out, self.stride),
-                    _ => {
-                        for c in 0..group {
-                            let w = &w[c * job.k..(c + 1) * job.k];
-                            rows::<V, E, 1>(job, self.panels, w, &mut out[c..], self.stride);
-                        }
-                    }
-                }
+            if self.m == 1 {
+                rows::<V, E, 1, GROUP_ONE>(&mut self, at);
+                at += GROUP_ONE;
+            } else {
+                rows::<V, E, TILE_M, GROUP>(&mut self, at);
+                at += GROUP;
             }
-            at += group;
         }
-        job.finish::<V>(0, job.m, self.col, self.cols, [first, second], self.stride);
     }
 }
 
-/// All rows of `x` against `N` rows of `w`; sums go to `out[row * stride + 0..N]`.
+/// All rows of `x`, at most `R` at a time, against rows `at..at + N` of `w`. Those from `cols` on repeat the last one
+/// and are dropped.
 #[inline(always)]
-fn rows<V: Vector, E: Element, const N: usize>(job: &Job<E>, panels: &[f32], w: &[E], out: &mut [f32], stride: usize) {
-    let (k, kp) = (job.k, job.padded_k());
+fn rows<V: Vector, E: Element, const R: usize, const N: usize>(task: &mut Columns<E>, at: usize) {
+    let (m, k) = (task.m, task.k);
+    let cols = N.min(task.cols - at);
+    let w = &task.w[at * k..(at + cols) * k];
+    let kp = k.next_multiple_of(LANES);
     let whole = k / LANES;
-    let mut acc = [0.0f32; TILE_M * GROUP_ONE * LANES];
-    let mut last = [0.0f32; GROUP_ONE * LANES];
-    if whole * LANES < k {
-        for c in 0..N {
-            tail(&mut last[c * LANES..(c + 1) * LANES], &w[c * k + whole * LANES..(c + 1) * k]);
-        }
+    assert!(cols > 0 && task.panels.len() >= m * kp && m <= STREAM_ROWS);
+    // The last, partial vector of each row, zero-padded.
+    let mut last = [E::default(); GROUP_ONE * LANES];
+    for c in 0..cols {
+        last[c * LANES..][..k - whole * LANES].copy_from_slice(&w[c * k + whole * LANES..(c + 1) * k]);
     }
-    assert!(w.len() == N * k && panels.len() >= job.m * kp && job.m <= STREAM_ROWS);
-    for row in (0..job.m).step_by(TILE_M) {
-        let rows = TILE_M.min(job.m - row);
-        let x = panels[row * kp..(row + rows) * kp].as_ptr();
-        // SAFETY: lengths asserted; the panel holds `rows` rows of `kp`, `w` N rows of `k`.
-        unsafe {
-            let op = Operands { x, w: w.as_ptr(), w_row: k, w_step: LANES, steps: whole };
-            accumulate::<V, E, N>(rows, &op, acc.as_mut_ptr(), true);
-            if whole * LANES < k {
-                let x = x.add(whole * rows * LANES);
-                let op = Operands { x, w: last.as_ptr(), w_row: LANES, w_step: 0, steps: 1 };
-                accumulate::<V, f32, N>(rows, &op, acc.as_mut_ptr(), false);
-            }
-            for r in 0..rows {
-                let out = &mut out[(row + r) * stride..][..N];
-                let acc = acc.as_ptr().add(r * N * LANES);
-                if N == 1 {
-                    out[0] = V::load(acc).reduce_add();
-                } else {
-                    for c in (0..N).step_by(4) {
-                        out[c..c + 4].copy_from_slice(&reduce4::<V>(acc.add(c * LANES)));
-                    }
+    let passes = [(w.as_ptr(), k, whole), (last.as_ptr(), LANES, kp / LANES - whole)];
+    let mut acc = [0.0f32; TILE_M * GROUP_ONE * LANES];
+    for row in (0..m).step_by(R) {
+        let rows = R.min(m - row);
+        let mut x = task.panels[row * kp..(row + rows) * kp].as_ptr();
+        for (w, w_row, steps) in passes {
+            let start = w == passes[0].0;
+            // SAFETY: lengths asserted; `x` has `rows` rows of `kp`, `w` `cols` rows of `k`, `last` as many of 16.
+            unsafe {
+                let mut columns = [w; N];
+                for c in 0..N {
+                    columns[c] = w.add(c.min(cols - 1) * w_row);
                 }
+                accumulate::<V, E, R, N>(rows, x, columns, LANES, steps, acc.as_mut_ptr(), start);
+                x = x.add(steps * rows * LANES);
+            }
+        }
+        for r in 0..rows {
+            let out = &mut task.product[(row + r) * task.stride + at..][..cols];
+            for (c, out) in out.chunks_mut(4).enumerate() {
+                // SAFETY: `acc` holds N vectors for each row, N a multiple of four.
+                let sums = unsafe { reduce4::<V>(acc.as_ptr().add((r * N + c * 4) * LANES)) };
+                out.copy_from_slice(&sums[..out.len()]);
             }
         }
     }

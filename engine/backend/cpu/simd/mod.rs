@@ -15,6 +15,7 @@ mod x86;
 use half::{bf16, f16};
 
 use super::isa::Isa;
+use super::tile::{self, Operands};
 
 /// Lanes of a [`Vector`].
 pub(super) const LANES: usize = 16;
@@ -45,19 +46,27 @@ pub(super) trait Part: Copy {
     /// # Safety
     /// As `load`, and nothing else uses them meanwhile.
     unsafe fn store(self, p: *mut f32);
+    /// Asks for the cache line at `p`. Any address is allowed; nothing is read.
+    fn prefetch(p: *const f32);
     /// `self * a + b`, rounded once.
     fn fma(self, a: Self, b: Self) -> Self;
     fn mul(self, o: Self) -> Self;
-    /// Asks for the line at `p`; any address is allowed.
-    fn prefetch(p: *const u8);
 }
 
 /// Sixteen lanes with all operations that kernels need.
 pub(super) trait Vector: Part {
     /// The registers that tiles use; `LANES / Part::LANES` of them make a vector.
     type Part: Part;
-    /// Rows of a register tile that is four `Part`s wide without spilling.
-    const TILE_ROWS: usize;
+    /// Whether an outer-product tile (`tile.rs`) keeps four vectors of columns in registers, or one.
+    const WIDE: bool;
+    /// Rows of a dot-product tile (`matmul/dot.rs`) four `Part`s wide.
+    const DOT_ROWS: usize;
+
+    /// [`tile::outer`], compiled once for this instruction set.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn outer(rows: usize, vectors: usize, op: Operands);
 
     fn add(self, o: Self) -> Self;
     fn sub(self, o: Self) -> Self;
@@ -71,6 +80,8 @@ pub(super) trait Vector: Part {
     fn copysign(self, sign: Self) -> Self;
     /// Lane-wise `if self < limit { yes } else { no }`.
     fn select_lt(self, limit: Self, yes: Self, no: Self) -> Self;
+    /// Lane j of result i is lane i of argument j.
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES];
     /// The bit pattern, shifted left by 23: moves an integer in the low bits into the exponent.
     fn shl23(self) -> Self;
 
@@ -124,7 +135,7 @@ pub(super) trait Vector: Part {
 }
 
 /// An element type that weights are stored in.
-pub(super) trait Element: Copy + Send + Sync + 'static {
+pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// Reads `P::LANES` elements, widened exactly.
     ///
     /// # Safety

@@ -4,7 +4,7 @@
 
 use half::{bf16, f16};
 
-use super::{Element, LANES, Part, Vector};
+use super::{Element, LANES, Operands, Part, Vector, tile};
 
 /// Sixteen lanes in an array.
 #[derive(Clone, Copy)]
@@ -47,6 +47,8 @@ impl Part for F32x16 {
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
     #[inline(always)]
+    fn prefetch(_: *const f32) {}
+    #[inline(always)]
     fn fma(self, a: Self, b: Self) -> Self {
         F32x16(std::array::from_fn(|l| self.0[l].mul_add(a.0[l], b.0[l])))
     }
@@ -54,13 +56,17 @@ impl Part for F32x16 {
     fn mul(self, o: Self) -> Self {
         self.zip(o, |a, b| a * b)
     }
-    #[inline(always)]
-    fn prefetch(_: *const u8) {}
 }
 
 impl Vector for F32x16 {
     type Part = F32x16;
-    const TILE_ROWS: usize = 6;
+    const WIDE: bool = false;
+    const DOT_ROWS: usize = 1;
+
+    unsafe fn outer(rows: usize, vectors: usize, op: Operands) {
+        // SAFETY: the caller's promise is the tile's.
+        unsafe { tile::outer::<F32x16>(rows, vectors, op) }
+    }
 
     #[inline(always)]
     fn add(self, o: Self) -> Self {
@@ -93,6 +99,10 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn select_lt(self, limit: Self, yes: Self, no: Self) -> Self {
         F32x16(std::array::from_fn(|l| if self.0[l] < limit.0[l] { yes.0[l] } else { no.0[l] }))
+    }
+    #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        std::array::from_fn(|i| F32x16(std::array::from_fn(|j| rows[j].0[i])))
     }
     #[inline(always)]
     fn shl23(self) -> Self {

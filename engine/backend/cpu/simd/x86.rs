@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{LANES, Part, Vector};
+use super::{LANES, Operands, Part, Vector, tile};
 
 /// One 512-bit register.
 #[derive(Clone, Copy)]
@@ -28,6 +28,26 @@ macro_rules! on {
         // SAFETY: the instruction set is present (module note).
         unsafe { $e }
     }};
+}
+
+/// [`tile::outer`] on AVX-512.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+unsafe fn outer_512(rows: usize, vectors: usize, op: Operands) {
+    // SAFETY: the caller's promise is the tile's.
+    unsafe { tile::outer::<Avx512>(rows, vectors, op) }
+}
+
+/// [`tile::outer`] on AVX2.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn outer_256(rows: usize, vectors: usize, op: Operands) {
+    // SAFETY: the caller's promise is the tile's.
+    unsafe { tile::outer::<Avx2>(rows, vectors, op) }
 }
 
 impl Part for Avx512 {
@@ -54,6 +74,10 @@ impl Part for Avx512 {
         on!(_mm512_storeu_ps(p, self.0))
     }
     #[inline(always)]
+    fn prefetch(p: *const f32) {
+        on!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn fma(self, a: Self, b: Self) -> Self {
         Avx512(on!(_mm512_fmadd_ps(self.0, a.0, b.0)))
     }
@@ -61,15 +85,17 @@ impl Part for Avx512 {
     fn mul(self, o: Self) -> Self {
         Avx512(on!(_mm512_mul_ps(self.0, o.0)))
     }
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        on!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
-    }
 }
 
 impl Vector for Avx512 {
     type Part = Avx512;
-    const TILE_ROWS: usize = 6;
+    const WIDE: bool = true;
+    const DOT_ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn outer(rows: usize, vectors: usize, op: Operands) {
+        on!(outer_512(rows, vectors, op))
+    }
 
     #[inline(always)]
     fn add(self, o: Self) -> Self {
@@ -109,6 +135,36 @@ impl Vector for Avx512 {
         on!({
             let m = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, limit.0);
             Avx512(_mm512_mask_blend_ps(m, no.0, yes.0))
+        })
+    }
+    #[inline(always)]
+    fn transpose(v: [Self; LANES]) -> [Self; LANES] {
+        on!({
+            // Pairs of lanes, then quads inside 128-bit groups: quad g of t[i + j] holds lane 4g + j of rows i..i+4.
+            let mut t = [v[0].0; LANES];
+            for i in (0..LANES).step_by(4) {
+                let (a, b) = (_mm512_unpacklo_ps(v[i].0, v[i + 1].0), _mm512_unpackhi_ps(v[i].0, v[i + 1].0));
+                let (c, d) = (_mm512_unpacklo_ps(v[i + 2].0, v[i + 3].0), _mm512_unpackhi_ps(v[i + 2].0, v[i + 3].0));
+                t[i] = _mm512_shuffle_ps::<0x44>(a, c);
+                t[i + 1] = _mm512_shuffle_ps::<0xEE>(a, c);
+                t[i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+                t[i + 3] = _mm512_shuffle_ps::<0xEE>(b, d);
+            }
+            // A 4 x 4 transposition of the groups.
+            let mut out = v;
+            for j in 0..4 {
+                let (a, b) =
+                    (_mm512_shuffle_f32x4::<0x44>(t[j], t[j + 4]), _mm512_shuffle_f32x4::<0xEE>(t[j], t[j + 4]));
+                let (c, d) = (
+                    _mm512_shuffle_f32x4::<0x44>(t[j + 8], t[j + 12]),
+                    _mm512_shuffle_f32x4::<0xEE>(t[j + 8], t[j + 12]),
+                );
+                out[j] = Avx512(_mm512_shuffle_f32x4::<0x88>(a, c));
+                out[j + 4] = Avx512(_mm512_shuffle_f32x4::<0xDD>(a, c));
+                out[j + 8] = Avx512(_mm512_shuffle_f32x4::<0x88>(b, d));
+                out[j + 12] = Avx512(_mm512_shuffle_f32x4::<0xDD>(b, d));
+            }
+            out
         })
     }
     #[inline(always)]
@@ -160,16 +216,16 @@ impl Part for Ymm {
         on!(_mm256_storeu_ps(p, self.0))
     }
     #[inline(always)]
+    fn prefetch(p: *const f32) {
+        on!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn fma(self, a: Self, b: Self) -> Self {
         Ymm(on!(_mm256_fmadd_ps(self.0, a.0, b.0)))
     }
     #[inline(always)]
     fn mul(self, o: Self) -> Self {
         Ymm(on!(_mm256_mul_ps(self.0, o.0)))
-    }
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        on!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
 }
 
@@ -200,6 +256,10 @@ impl Part for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch(p: *const f32) {
+        on!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn fma(self, a: Self, b: Self) -> Self {
         Avx2(self.0.fma(a.0, b.0), self.1.fma(a.1, b.1))
     }
@@ -207,9 +267,29 @@ impl Part for Avx2 {
     fn mul(self, o: Self) -> Self {
         Avx2(self.0.mul(o.0), self.1.mul(o.1))
     }
+}
+
+impl Ymm {
+    /// Lane j of result i is lane i of argument j.
     #[inline(always)]
-    fn prefetch(p: *const u8) {
-        Ymm::prefetch(p)
+    fn transpose(v: [Ymm; 8]) -> [Ymm; 8] {
+        on!({
+            let mut t = [v[0].0; 8];
+            for i in [0, 4] {
+                let (a, b) = (_mm256_unpacklo_ps(v[i].0, v[i + 1].0), _mm256_unpackhi_ps(v[i].0, v[i + 1].0));
+                let (c, d) = (_mm256_unpacklo_ps(v[i + 2].0, v[i + 3].0), _mm256_unpackhi_ps(v[i + 2].0, v[i + 3].0));
+                t[i] = _mm256_shuffle_ps::<0x44>(a, c);
+                t[i + 1] = _mm256_shuffle_ps::<0xEE>(a, c);
+                t[i + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                t[i + 3] = _mm256_shuffle_ps::<0xEE>(b, d);
+            }
+            let mut out = v;
+            for j in 0..4 {
+                out[j] = Ymm(_mm256_permute2f128_ps::<0x20>(t[j], t[j + 4]));
+                out[j + 4] = Ymm(_mm256_permute2f128_ps::<0x31>(t[j], t[j + 4]));
+            }
+            out
+        })
     }
 }
 
@@ -222,7 +302,13 @@ macro_rules! both {
 
 impl Vector for Avx2 {
     type Part = Ymm;
-    const TILE_ROWS: usize = 3;
+    const WIDE: bool = false;
+    const DOT_ROWS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn outer(rows: usize, vectors: usize, op: Operands) {
+        on!(outer_256(rows, vectors, op))
+    }
 
     #[inline(always)]
     fn add(self, o: Self) -> Self {
@@ -260,6 +346,28 @@ impl Vector for Avx2 {
     fn select_lt(self, limit: Self, yes: Self, no: Self) -> Self {
         let m = both!(self, limit, _mm256_cmp_ps::<_CMP_LT_OQ>);
         on!(Avx2(Ymm(_mm256_blendv_ps(no.0.0, yes.0.0, m.0.0)), Ymm(_mm256_blendv_ps(no.1.0, yes.1.0, m.1.0))))
+    }
+    #[inline(always)]
+    fn transpose(v: [Self; LANES]) -> [Self; LANES] {
+        let mut out = v;
+        for i in 0..2 {
+            let (mut low, mut high) = ([v[0].0; 8], [v[0].0; 8]);
+            for j in 0..8 {
+                low[j] = v[8 * i + j].0;
+                high[j] = v[8 * i + j].1;
+            }
+            let (low, high) = (Ymm::transpose(low), Ymm::transpose(high));
+            for j in 0..8 {
+                if i == 0 {
+                    out[j].0 = low[j];
+                    out[8 + j].0 = high[j];
+                } else {
+                    out[j].1 = low[j];
+                    out[8 + j].1 = high[j];
+                }
+            }
+        }
+        out
     }
     #[inline(always)]
     fn shl23(self) -> Self {
