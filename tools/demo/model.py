@@ -21,14 +21,17 @@ def _heads(x, n):
     return x.view(x.shape[0], x.shape[1], n, -1).transpose(1, 2)
 
 
-def _attend(q, k, v, n_kv, mask=None):
-    if n_kv != q.shape[1]:
-        k, v = (t.repeat_interleave(q.shape[1] // n_kv, dim=1) for t in (k, v))
-    # Written out: on this size torch's fused CPU attention spends half the step in its backward pass.
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+def _attend(q, k, v, mask=None):
+    """Attention written out: on this size torch's fused CPU attention spends half the step in its backward pass.
+
+    q: [n, heads, rows, d], k and v: [n, kv_heads, columns, d]; the heads of one kv head are stacked as rows of one product."""
+    n, heads, rows, d = q.shape
+    kv = k.shape[1]
+    scores = torch.matmul((q * d ** -0.5).reshape(n, kv, heads // kv * rows, d), k.transpose(-1, -2))
     if mask is not None:
-        scores = scores + mask
-    return torch.matmul(scores.softmax(-1), v).transpose(1, 2).flatten(2)
+        scores = (scores.view(n, heads, rows, -1) + mask).view(scores.shape)
+    y = torch.matmul(scores.softmax(-1), v)
+    return y.view(n, heads, rows, d).transpose(1, 2).flatten(2)
 
 
 class RMSNorm(nn.Module):
@@ -59,12 +62,14 @@ class Attention(nn.Module):
         setattr(self, out, linear(heads * head_dim, size, bias))
         self.out, self.heads, self.kv_heads = out, heads, kv_heads
 
-    def forward(self, x, context=None, mask=None, rope=None):
+    def forward(self, x, context=None, mask=None, rope=None, keep=None):
+        """keep: the rows [n, tokens] whose output is wanted (a flat list of rows comes back), or None for all."""
         context = x if context is None else context
         q, k, v = _heads(self.q_proj(x), self.heads), _heads(self.k_proj(context), self.kv_heads), _heads(self.v_proj(context), self.kv_heads)
         if rope is not None:
             q, k = rope(q), rope(k)
-        return getattr(self, self.out)(_attend(q, k, v, self.kv_heads, mask))
+        y = _attend(q, k, v, mask)
+        return getattr(self, self.out)(y if keep is None else y[keep])
 
 
 class Mlp(nn.Module):
@@ -144,8 +149,8 @@ class Connector(nn.Module):
         self.perceiver_resampler.layers = nn.ModuleList(PerceiverLayer(perceiver) for _ in range(perceiver["resampler_depth"]))
         self.perceiver_resampler.norm = RMSNorm(perceiver["hidden_size"], perceiver["rms_norm_eps"])
 
-    def forward(self, x):
-        context = self.modality_projection(x)
+    def forward(self, context):
+        """context: the projected patches [n, patches, hidden]."""
         latents = self.perceiver_resampler.latents.to(context.dtype).expand(x.shape[0], -1, -1)
         for layer in self.perceiver_resampler.layers:
             latents = layer(latents, context)
@@ -160,8 +165,9 @@ class TextLayer(nn.Module):
         self.mlp = Mlp(size, c["intermediate_size"], size)
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(size, c["rms_norm_eps"]), RMSNorm(size, c["rms_norm_eps"])
 
-    def forward(self, x, mask, rope):
-        x = x + self.self_attn(self.input_layernorm(x), mask=mask, rope=rope)
+    def forward(self, x, mask, rope, keep=None):
+        y = self.self_attn(self.input_layernorm(x), mask=mask, rope=rope, keep=keep)
+        x = (x if keep is None else x[keep]) + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -175,21 +181,38 @@ class Text(nn.Module):
         self.register_buffer("inv_freq", c["rope_theta"] ** (-torch.arange(0, dim, 2) / dim), persistent=False)
 
 
+def sinusoids(side, size):
+    """Position vectors of a side x side grid, [side * side, size]: sines and cosines of row and column, of size 0.5 each."""
+    waves = 16.0 ** -(torch.arange(size // 4) / (size // 4))
+    angles = torch.arange(side)[:, None] * waves
+    axis = torch.cat([angles.sin(), angles.cos()], 1)
+    grid = torch.cat([axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)], -1)
+    return grid.reshape(side * side, size) * 0.7
+
+
 class DemoModel(nn.Module):
-    def __init__(self, vocab_size, image_token):
+    """`things` and `colors` size the auxiliary heads, which name what covers each patch; they are for training only."""
+
+    def __init__(self, vocab_size, image_token, things=0, colors=0):
         super().__init__()
         self.model = nn.Module()
         self.model.vision_model = Vision(VISION)
         self.model.connector = Connector(VISION, PERCEIVER, TEXT)
         self.model.text_model = Text(TEXT, vocab_size)
         self.lm_head = linear(TEXT["hidden_size"], vocab_size)
+        if things:
+            self.aux = nn.ModuleDict({"things": linear(TEXT["hidden_size"], things, True), "colors": linear(TEXT["hidden_size"], colors, True)})
         self.image_token = image_token
         self.initialise()
 
     @torch.no_grad()
     def initialise(self):
         """Every matrix normal with deviation 1/sqrt(fan in), the residual outputs smaller by depth; embeddings 0.5 (visible
-        against the position and picture vectors); biases zero. transformers' flat 0.02 stays at the language prior for long."""
+        against the position and picture vectors); biases zero. transformers' flat 0.02 stays at the language prior for long.
+
+        Three choices make looking easier to learn: positions begin as two-dimensional sinusoids, so near patches are alike; keys of
+        the vision layers begin correlated with their queries, so patches look at what is like them and near them; the resampler's
+        queries begin large, so every latent picks a few patches instead of averaging all."""
         for name, p in self.named_parameters():
             if "norm" in name:
                 continue
@@ -204,13 +227,23 @@ class DemoModel(nn.Module):
                 if name.endswith(("out_proj.weight", "o_proj.weight", "fc2.weight", "down_proj.weight")) and "modality" not in name:
                     p.mul_(0.4)
         self.lm_head.weight.mul_(0.5)
+        vision = self.model.vision_model
+        vision.embeddings.position_embedding.weight.copy_(sinusoids(VISION["image_size"] // VISION["patch_size"], VISION["hidden_size"]))
+        for layer in vision.encoder.layers:
+            layer.self_attn.k_proj.weight.mul_(0.8).add_(layer.self_attn.q_proj.weight, alpha=0.6)
+        for layer in self.model.connector.perceiver_resampler.layers:
+            layer.self_attn.q_proj.weight.mul_(2)
+
+    def look(self, pictures):
+        """The projected patches of pictures [n, 3, 64, 64]: [n, 64, hidden]."""
+        return self.model.connector.modality_projection(self.model.vision_model(pictures))
 
     def forward(self, pictures, ids, positions, groups, targets):
         """Logits [targets, vocab] in row-major order of `targets`, which mark tokens to be predicted by the token before.
 
-        pictures: [n, 3, 64, 64] in -1..1; ids, positions, groups, targets: [n, row]."""
+        pictures: [n, 3, 64, 64] in -1..1, or the result of `look`; ids, positions, groups, targets: [n, row]."""
         text = self.model.text_model
-        picture = self.model.connector(self.model.vision_model(pictures))
+        picture = self.model.connector(pictures if pictures.ndim == 3 else self.look(pictures))
         x = text.embed_tokens(ids).to(picture.dtype)
         first = int((ids[0] == self.image_token).nonzero()[0, 0])  # the prefix is the same in every row
         x = torch.cat([x[:, :first], picture, x[:, first + picture.shape[1]:]], 1)
@@ -226,7 +259,7 @@ class DemoModel(nn.Module):
         def rope(t):
             return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
 
-        for layer in text.layers:
+        for layer in text.layers[:-1]:
             x = layer(x, mask, rope)
-        x = text.norm(x[:, :-1][targets[:, 1:]])
-        return self.lm_head(x)
+        wanted = F.pad(targets[:, 1:], (0, 1))  # nothing behind the last layer's keys is needed elsewhere
+        return self.lm_head(text.norm(text.layers[-1](x, mask, rope, wanted)))

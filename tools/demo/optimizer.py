@@ -28,9 +28,11 @@ class FlatOptimizer:
         """`model` is float32 here and becomes bfloat16: its parameters and gradients turn into views of flat buffers."""
         self.lr, self.muon_lr, self.part, self.parts = lr, muon_lr, part, parts
         named = list(model.named_parameters())
-        inner = [(n, p) for n, p in named if p.ndim == 2 and not any(k in n for k in ("embed", "lm_head", "latents"))]
+        inner = [(n, p) for n, p in named if n.endswith("patch_embedding.weight")
+                 or p.ndim == 2 and not any(k in n for k in ("embed", "lm_head", "latents", "aux"))]
         taken = {n for n, _ in inner}
-        inner.sort(key=lambda np: tuple(np[1].shape))
+        matrix = {n: (p.shape[0], p.numel() // p.shape[0]) for n, p in inner}
+        inner.sort(key=lambda entry: matrix[entry[0]])
         matrices = [(n, p) for n, p in named if n not in taken and p.ndim >= 2]
         vectors = [(n, p) for n, p in named if p.ndim < 2]
         self.order = inner + matrices + vectors
@@ -45,10 +47,10 @@ class FlatOptimizer:
             p.data = self.compute[at:at + p.numel()].view(p.shape)
             p.grad = self.grads[at:at + p.numel()].view(p.shape)
             if n in taken:
-                if self.stacks and self.stacks[-1][1] == tuple(p.shape):
+                if self.stacks and self.stacks[-1][1] == matrix[n]:
                     self.stacks[-1][2] += 1
                 else:
-                    self.stacks.append([at, tuple(p.shape), 1])
+                    self.stacks.append([at, matrix[n], 1])
             at += p.numel()
         self.inner_end = sum(p.numel() for _, p in inner)
         self.decay_end = self.inner_end + sum(p.numel() for _, p in matrices)
@@ -82,8 +84,8 @@ class FlatOptimizer:
         fixed = (self.second / (1 - 0.98 ** self.steps)).sqrt_().add_(1e-8)
         outer[:self.decay_end - self.inner_end].mul_(1 - 0.02 * self.lr * factor)
         outer.addcdiv_(moment, fixed, value=-self.lr * factor / (1 - 0.9 ** self.steps))
-        keep = min(0.998, (1 + self.steps) / (20 + self.steps))
-        self.average.lerp_(self.master, 1 - keep)
+        if self.steps % 8 == 0:  # an average over the last few hundred steps
+            self.average.lerp_(self.master, 1 - min(0.984, (1 + self.steps) / (80 + self.steps)))
         self.compute.copy_(self.master)
 
     def state(self):

@@ -1,6 +1,7 @@
 """Makes the training data: pictures and packed rows in files of 4,096, so that training never waits.
 
-In:  a data folder (README.md says what it holds), a seed.   Out: OUT/tokenizer.json, OUT/easy.npz, OUT/NNNN.npz.
+In:  a data folder (README.md says what it holds), a seed.   Out: OUT/tokenizer.json, OUT/easy.npz,
+OUT/starter-N.npz (easy scenes for the beginning), OUT/NNNN.npz.
 Run: python prepare.py --data DATA --out OUT [--shards 40] [--seed 1] [--first 0]
 """
 
@@ -14,10 +15,11 @@ from tokenizers import Tokenizer
 
 import easyvqa
 from language import CAPTION_PROMPTS, NUMBERS, caption, conversation, plural
-from scenes import SHAPES, World, draw_scene, make_scene
+from scenes import SHAPES, World, draw_scene, make_scene, patch_labels
 from tokens import Packer, build_tokenizer
 
 SHARD = 4096
+STARTERS = 3
 SIDES = (128, 128, 160, 192, 256)
 
 
@@ -71,24 +73,30 @@ def main():
             rows.append(packer.row([[turn] for turn in order]))
             source.append(k // 2)
         save(out / "easy.npz", pictures[np.array(source)], rows)
-    for shard in range(args.first, args.first + args.shards):
-        path = out / f"{shard:04d}.npz"
+    files = [(f"starter-{n}.npz", True, n) for n in range(STARTERS)]
+    files += [(f"{n:04d}.npz", False, n) for n in range(args.first, args.first + args.shards)]
+    for name, starter, shard in files:
+        path = out / name
         if path.exists():
             continue
-        rng = random.Random(args.seed * 100_003 + shard)
-        pictures, rows = np.empty((SHARD, 64, 64, 3), np.uint8), []
+        rng = random.Random(args.seed * 100_003 + shard + (50_000 if starter else 0))
+        pictures, rows, labels = np.empty((SHARD, 64, 64, 3), np.uint8), [], np.empty((SHARD, 2, 64), np.uint8)
         for k in range(SHARD):
-            scene = make_scene(rng, world)
+            scene = make_scene(rng, world, starter=starter)
             pictures[k] = draw_scene(world, scene, rng.choice(SIDES)).resize((64, 64), Image.BILINEAR)
+            labels[k] = patch_labels(world, scene)
             rows.append(scene_row(rng, scene, packer))
-        save(path, pictures, rows)
+        save(path, pictures, rows, labels)
 
 
-def save(path, pictures, rows):
+def save(path, pictures, rows, labels=None):
+    """labels: patch_labels of each scene [n, 2, 64]; without them (pictures that we did not draw) all are 255, unknown."""
+    if labels is None:
+        labels = np.full((len(pictures), 2, 64), 255, np.uint8)
     ids, positions, groups, targets = (np.stack(column) for column in zip(*rows))
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, pictures=pictures, ids=ids, positions=positions, groups=groups, targets=targets)
+        np.savez(file, pictures=pictures, ids=ids, positions=positions, groups=groups, targets=targets, labels=labels)
     temporary.rename(path)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = {
@@ -181,8 +182,14 @@ def _text(rng, y_range, height_range):
 KINDS = {"one": 10, "two": 24, "three": 13, "four": 9, "group": 8, "groups": 9, "text": 22, "text+one": 4, "empty": 1}
 
 
-def make_scene(rng, world, kind=None):
-    """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background."""
+STARTER_KINDS = {"one": 60, "two": 25, "text": 15}
+
+
+def make_scene(rng, world, kind=None, starter=False):
+    """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background.
+    starter: the easy part of the world, one or two things on a plain ground, where learning to look begins."""
+    if starter:
+        kind = rng.choices(tuple(STARTER_KINDS), tuple(STARTER_KINDS.values()))[0]
     kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
     scene = Scene()
     if kind in ("one", "two", "three", "four"):
@@ -201,14 +208,14 @@ def make_scene(rng, world, kind=None):
         r = rng.uniform(*SIZES[size])
         x, y = rng.uniform(r + 2, 62 - r), rng.uniform(45, 49) if above else rng.uniform(15, 19)
         scene.items = [_item(rng, rng.choice(SHAPES), rng.choice(tuple(COLORS)), size, (x, y, r))]
-    _paint(rng, world, scene)
+    _paint(rng, world, scene, starter)
     return scene
 
 
-def _paint(rng, world, scene):
+def _paint(rng, world, scene, starter=False):
     """Chooses the background, then paints; a colour that would not show is exchanged for all things that have it."""
-    style = rng.choices(("plain", "gradient", "photo"), (40, 30, 30))[0]
-    shade = lambda: tuple(rng.randint(0, 255) for _ in range(3)) if rng.random() < 0.5 else (rng.choice((10, 40, 215, 250)),) * 3
+    style = "plain" if starter else rng.choices(("plain", "gradient", "photo"), (40, 30, 30))[0]
+    shade = lambda: tuple(rng.randint(0, 255) for _ in range(3)) if rng.random() < (0.1 if starter else 0.5) else (rng.choice((10, 40, 215, 250)),) * 3
     if style == "plain":
         scene.background = ("plain", _jitter(rng, shade(), 6))
     elif style == "gradient":
@@ -295,12 +302,19 @@ def _draw_item(draw, item, scale):
         draw.polygon([(x + r * (c * a - s * b), y + r * (s * a + c * b)) for a, b in _OUTLINES[item.shape]], fill=item.rgb)
 
 
-def _draw_text(draw, text, scale, fonts):
+def _text_layout(text, scale, fonts):
+    """(font, left edge) of a text that fits the width."""
     size = max(6, round(text.height * scale * 1.25))
     width_limit, path = 60 * scale, fonts[text.font]
     while _font(path, size).getlength(text.value) > width_limit:
         size -= 1
-    draw.text((text.x * scale, text.y * scale), text.value, font=_font(path, size), fill=text.rgb, anchor="mm")
+    font = _font(path, size)
+    return font, text.x * scale - font.getlength(text.value) / 2
+
+
+def _draw_text(draw, text, scale, fonts):
+    font, _ = _text_layout(text, scale, fonts)
+    draw.text((text.x * scale, text.y * scale), text.value, font=font, fill=text.rgb, anchor="mm")
 
 
 def draw_scene(world, scene, side):
@@ -312,3 +326,38 @@ def draw_scene(world, scene, side):
     if scene.text:
         _draw_text(draw, scene.text, side / 64, world.fonts)
     return image
+
+
+# ---- what covers each patch, for the auxiliary task of training ----
+
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NUM_THINGS = 1 + len(SHAPES) + len(CHARACTERS)  # 0 is the background
+NUM_COLORS = 1 + len(COLORS)
+
+
+def patch_labels(world, scene, patch=8, least=5):
+    """For each patch of the 64x64 picture what covers most of it (0: fewer than `least` pixels of anything).
+
+    Returns uint8 [2, patches], row by row: things (shapes, then characters) and colours."""
+    image = Image.new("L", (64, 64), 0)
+    draw = ImageDraw.Draw(image)
+    labels = [(0, 0)]
+    colors = tuple(COLORS)
+    for item in scene.items:
+        labels.append((1 + SHAPES.index(item.shape), 1 + colors.index(item.color)))
+        flat = Item(item.shape, item.color, item.size, item.x, item.y, item.r, item.angle, len(labels) - 1)
+        _draw_item(draw, flat, 1.0)
+    if scene.text:
+        text = scene.text
+        font, left = _text_layout(text, 1.0, world.fonts)
+        top, bottom = text.y - text.height * 0.47, text.y + text.height * 0.47
+        for k, character in enumerate(text.value):
+            labels.append((1 + len(SHAPES) + CHARACTERS.index(character), 1 + colors.index(text.color)))
+            x0, x1 = left + font.getlength(text.value[:k]), left + font.getlength(text.value[:k + 1])
+            draw.rectangle((x0, top, x1 - 1, bottom), fill=len(labels) - 1)
+    side = 64 // patch
+    pixels = np.asarray(image).reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, patch * patch)
+    counts = np.stack([(pixels == i).sum(1) for i in range(len(labels))], 1)
+    counts[:, 0] = least - 1
+    best = counts.argmax(1)
+    return np.array(labels, np.uint8)[best].T
