@@ -34,7 +34,10 @@ impl ConfigFile {
     pub fn read(path: &Path) -> Result<ConfigFile> {
         let name = file_name(path);
         let fail = |e: &dyn fmt::Display| Error::Config(format!("{}: {e}", path.display()));
-        let found = std::fs::metadata(path).map_err(|e| fail(&e))?;
+        let found = std::fs::metadata(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => fail(&"not found; is this a checkpoint directory?"),
+            _ => fail(&e),
+        })?;
         if !found.is_file() {
             return Err(fail(&"expected a regular file"));
         }

@@ -31,31 +31,31 @@ pub struct ModelArgs {
     #[arg(long, alias = "quantization", env = "ENGINE_QUANT", default_value = "none", value_parser = ["none", "int8", "int4", "nf4"])]
     pub quant: String,
     /// Longest sequence in tokens, prompt and answer
-    #[arg(short = 'c', long, alias = "ctx-size", env = "ENGINE_MAX_MODEL_LEN", value_name = "TOKENS")]
+    #[arg(short = 'c', long, alias = "ctx-size", env = "ENGINE_MAX_MODEL_LEN", value_name = "TOKENS", value_parser = parse_count)]
     pub max_model_len: Option<usize>,
     /// Sequences that run at once
-    #[arg(long, alias = "parallel", env = "ENGINE_MAX_NUM_SEQS", value_name = "N")]
+    #[arg(long, alias = "parallel", env = "ENGINE_MAX_NUM_SEQS", value_name = "N", value_parser = parse_count)]
     pub max_num_seqs: Option<usize>,
     /// Tokens of one step; longer prompts are prefilled in chunks
-    #[arg(long, env = "ENGINE_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
+    #[arg(long, env = "ENGINE_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS", value_parser = parse_count)]
     pub max_num_batched_tokens: Option<usize>,
     /// Part of the free memory for weights and KV cache
     #[arg(long, env = "ENGINE_GPU_MEMORY_UTILIZATION", value_name = "0..1", value_parser = parse_part)]
     pub gpu_memory_utilization: Option<f64>,
     /// KV cache pages of 16 tokens, instead of what the memory allows
-    #[arg(long, alias = "num-gpu-blocks-override", env = "ENGINE_NUM_PAGES", value_name = "N")]
+    #[arg(long, alias = "num-gpu-blocks-override", env = "ENGINE_NUM_PAGES", value_name = "N", value_parser = parse_count)]
     pub num_pages: Option<usize>,
     /// Compute equal prompt beginnings anew
-    #[arg(long, env = "ENGINE_NO_ENABLE_PREFIX_CACHING")]
+    #[arg(long, env = "ENGINE_NO_ENABLE_PREFIX_CACHING", value_parser = parse_switch)]
     pub no_enable_prefix_caching: bool,
     /// Branch, tag or commit on the hub
     #[arg(long, env = "ENGINE_REVISION")]
     pub revision: Option<String>,
     /// Use only what is in the hub cache
-    #[arg(long, env = "ENGINE_OFFLINE")]
+    #[arg(long, env = "ENGINE_OFFLINE", value_parser = parse_switch)]
     pub offline: bool,
     /// Threads of the CPU backend [default: all]
-    #[arg(long, env = "ENGINE_THREADS", value_name = "N")]
+    #[arg(long, env = "ENGINE_THREADS", value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     /// Say what is done, on stderr; twice for more
     #[arg(short, long, env = "ENGINE_VERBOSE", action = clap::ArgAction::Count)]
@@ -125,6 +125,32 @@ fn parse_device(s: &str) -> std::result::Result<Device, String> {
     }
 }
 
+/// A switch in the environment: 1, true, yes, on; 0, false, no, off and nothing at all switch off.
+pub fn parse_switch(s: &str) -> std::result::Result<bool, String> {
+    match s.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("expected 1, true, 0 or false".to_string()),
+    }
+}
+
+/// Most of anything that is counted here: sizes are products of a few of these and shall not overflow.
+const MAX_COUNT: usize = i32::MAX as usize;
+
+fn parse_count(s: &str) -> std::result::Result<usize, String> {
+    match s.parse() {
+        Ok(n) if (1..=MAX_COUNT).contains(&n) => Ok(n),
+        _ => Err(format!("expected a whole number from 1 to {MAX_COUNT}")),
+    }
+}
+
+fn parse_threads(s: &str) -> std::result::Result<usize, String> {
+    match s.parse() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1024".to_string()),
+    }
+}
+
 /// vLLM writes -1 for all tokens, transformers 0.
 fn parse_top_k(s: &str) -> std::result::Result<usize, String> {
     match s.parse::<i64>() {
@@ -152,7 +178,7 @@ pub struct SamplingArgs {
     #[arg(long, alias = "temp", env = "ENGINE_TEMPERATURE", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Sample as the checkpoint's generation_config.json says
-    #[arg(long, env = "ENGINE_SAMPLE")]
+    #[arg(long, env = "ENGINE_SAMPLE", value_parser = parse_switch)]
     pub sample: bool,
     #[arg(long, env = "ENGINE_TOP_P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
@@ -173,7 +199,7 @@ pub struct SamplingArgs {
     #[arg(long, env = "ENGINE_STOP", value_name = "TEXT")]
     pub stop: Vec<String>,
     /// Go on after end tokens
-    #[arg(long, env = "ENGINE_IGNORE_EOS")]
+    #[arg(long, env = "ENGINE_IGNORE_EOS", value_parser = parse_switch)]
     pub ignore_eos: bool,
     /// With --json: log-probabilities of the chosen token and the K most probable ones
     #[arg(long, env = "ENGINE_LOGPROBS", value_name = "K")]
@@ -210,10 +236,10 @@ pub struct ImageArgs {
     #[arg(long, env = "ENGINE_BACKGROUND", value_name = "COLOR")]
     pub background: Option<String>,
     /// Leave EXIF orientation unapplied
-    #[arg(long, env = "ENGINE_NO_EXIF_ROTATE")]
+    #[arg(long, env = "ENGINE_NO_EXIF_ROTATE", value_parser = parse_switch)]
     pub no_exif_rotate: bool,
     /// Take what can be decoded of a truncated file
-    #[arg(long, env = "ENGINE_ALLOW_TRUNCATED")]
+    #[arg(long, env = "ENGINE_ALLOW_TRUNCATED", value_parser = parse_switch)]
     pub allow_truncated: bool,
 }
 

@@ -43,14 +43,14 @@ pub fn chat(args: ChatArgs) -> Outcome {
     let mut images = args.image.clone();
     let interactive = std::io::stdin().is_terminal();
     if interactive {
-        eprintln!("{HELP}");
+        output::message(HELP);
     }
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if interactive {
-            eprint!("> ");
             // A prompt that cannot be shown is no reason to stop.
-            let _ = std::io::stderr().flush();
+            let mut err = std::io::stderr();
+            let _ = write!(err, "> ").and_then(|()| err.flush());
         }
         let Some(line) = lines.next() else { return Ok(ExitCode::SUCCESS) };
         let line = line.map_err(|e| Error::Request(format!("stdin: {e}")))?;
@@ -58,15 +58,18 @@ pub fn chat(args: ChatArgs) -> Outcome {
         match line.split_once(char::is_whitespace).map_or((line, ""), |(c, rest)| (c, rest.trim())) {
             ("", _) => {}
             ("/exit" | "/quit", _) => return Ok(ExitCode::SUCCESS),
-            ("/help", _) => eprintln!("{HELP}"),
+            ("/help", _) => output::message(HELP),
             ("/reset", _) => {
                 turns = system();
                 images.clear();
             }
-            ("/image", "") => eprintln!("error: /image: expected a path or URL"),
+            ("/image", "") => output::message("error: /image: expected a path or URL"),
+            ("/image", "-") => {
+                output::message("error: /image -: expected a path or URL, standard input holds the chat")
+            }
             ("/image", path) => images.push(path.to_string()),
             (word, _) if word.starts_with('/') && !word[1..].contains('/') => {
-                eprintln!("error: {word}: not a command\n{HELP}")
+                output::message(format_args!("error: {word}: not a command\n{HELP}"))
             }
             _ => {
                 let mut content: Vec<Part> = images.drain(..).map(|i| Part::Image(ImageSource::Path(i))).collect();
@@ -75,7 +78,7 @@ pub fn chat(args: ChatArgs) -> Outcome {
                 match turn(&engine, &turns, &args) {
                     Ok(answer) => turns.push(Message::text(Role::Assistant, answer)),
                     Err(e @ (Error::Request(_) | Error::Unsupported(_))) => {
-                        eprintln!("error: {e}");
+                        output::message(format_args!("error: {e}"));
                         turns.pop();
                     }
                     Err(e) => return Err(e),

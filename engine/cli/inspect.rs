@@ -16,10 +16,10 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
     /// A directory, a hub id or an alias
-    #[arg(value_name = "MODEL", required_unless_present = "list")]
+    #[arg(value_name = "MODEL", env = "ENGINE_MODEL", required_unless_present = "list")]
     pub model: Option<String>,
     /// Print one JSON object
-    #[arg(long, env = "ENGINE_JSON")]
+    #[arg(long, env = "ENGINE_JSON", value_parser = super::args::parse_switch)]
     pub json: bool,
     /// Print the known families and aliases
     #[arg(long)]
@@ -28,7 +28,7 @@ pub struct InspectArgs {
     #[arg(long, env = "ENGINE_REVISION")]
     pub revision: Option<String>,
     /// Use only what is in the hub cache
-    #[arg(long, env = "ENGINE_OFFLINE")]
+    #[arg(long, env = "ENGINE_OFFLINE", value_parser = super::args::parse_switch)]
     pub offline: bool,
 }
 

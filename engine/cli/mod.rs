@@ -19,7 +19,7 @@ use crate::Error;
 
 /// Vision-language inference: one image and a question, a folder to caption, a server.
 #[derive(Debug, Parser)]
-#[command(name = "engine", version, arg_required_else_help = true)]
+#[command(name = "engine", version, arg_required_else_help = true, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
     };
     outcome.unwrap_or_else(|e| {
-        eprintln!("error: {e}");
+        output::message(format_args!("error: {e}"));
         ExitCode::from(e.exit_code())
     })
 }

@@ -20,6 +20,11 @@ pub fn write(text: &str) -> Result<()> {
     }
 }
 
+/// Says something on stderr. A stderr that is closed or full is no reason to end.
+pub fn message(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// The object of design: one a request.
 pub fn answer_json(answer: &Answer, id: Option<&Value>, load_s: f64, device: &str, model: &str) -> Value {
     let mut o = Map::new();

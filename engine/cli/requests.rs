@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::output;
 use super::run::{Context, RunArgs};
 use crate::input::image::DecodeOptions;
-use crate::input::message::{Message, Role, messages_from_value};
+use crate::input::message::{ImageSource, Message, Part, Role, messages_from_value};
 use crate::run::engine::Handle;
 use crate::run::request::{ImageInput, Prompt, Request};
 use crate::run::sampling_params::SamplingFlags;
@@ -39,7 +39,8 @@ pub fn run(context: &Context, path: &Path, args: &RunArgs) -> Result<ExitCode> {
         };
         output::write(&format!("{value}\n"))
     };
-    let reader: Box<dyn BufRead> = if path.as_os_str() == "-" {
+    let from_stdin = path.as_os_str() == "-";
+    let reader: Box<dyn BufRead> = if from_stdin {
         Box::new(std::io::stdin().lock())
     } else {
         let file =
@@ -60,6 +61,7 @@ pub fn run(context: &Context, path: &Path, args: &RunArgs) -> Result<ExitCode> {
             continue;
         }
         let (id, request) = parse(&line, &place, &sampling, &decode);
+        let request = if from_stdin { request.and_then(|r| without_stdin(r, &place)) } else { request };
         let handle = request.and_then(|r| context.engine.submit(&r)).map_err(|e| named(e, &place));
         open.push_back((id, handle));
         if open.len() >= WINDOW
@@ -70,10 +72,28 @@ pub fn run(context: &Context, path: &Path, args: &RunArgs) -> Result<ExitCode> {
     }
     open.into_iter().try_for_each(&mut finish)?;
     if failed > 0 {
-        eprintln!("{failed} requests failed");
+        output::message(format_args!("{failed} requests failed"));
         return Ok(ExitCode::from(3));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Standard input holds the requests, so it cannot hold a picture.
+fn without_stdin(request: Request, place: &str) -> Result<Request> {
+    let given = request.images.iter().any(|i| matches!(i, ImageInput::Source(s) if s == "-"));
+    let inline = match &request.prompt {
+        Prompt::Raw(_) => false,
+        Prompt::Messages(turns) => turns.iter().flat_map(|t| &t.content).any(|part| match part {
+            Part::Image(ImageSource::Path(s) | ImageSource::Url(s)) => s == "-",
+            _ => false,
+        }),
+    };
+    match given || inline {
+        true => Err(Error::Request(format!(
+            "{place}: image -: expected a path, a URL or a data: URI, standard input holds the requests"
+        ))),
+        false => Ok(request),
+    }
 }
 
 fn named(e: Error, place: &str) -> Error {

@@ -44,13 +44,13 @@ pub struct RunArgs {
     #[arg(long, env = "ENGINE_SYSTEM", value_name = "T", conflicts_with = "raw")]
     pub system: Option<String>,
     /// Give the prompt to the model's processor as it is, without a chat template
-    #[arg(long, env = "ENGINE_RAW")]
+    #[arg(long, env = "ENGINE_RAW", value_parser = super::args::parse_switch)]
     pub raw: bool,
     /// One request a line; results as JSON lines in the same order
     #[arg(long, env = "ENGINE_REQUESTS", value_name = "FILE.jsonl", requires = "json", conflicts_with = "image")]
     pub requests: Option<PathBuf>,
     /// One JSON object a request on stdout
-    #[arg(long, env = "ENGINE_JSON")]
+    #[arg(long, env = "ENGINE_JSON", value_parser = super::args::parse_switch)]
     pub json: bool,
     /// Write the values of matching nodes (`*` matches any text) to --probe-out
     #[arg(long, env = "ENGINE_PROBE", value_name = "PATTERN", requires = "probe_out")]
@@ -101,14 +101,14 @@ pub fn run(args: RunArgs) -> Outcome {
     };
     if let Some(path) = &args.probe_out {
         let n = dump.write(path)?;
-        eprintln!("{n} tensors written to {}", path.display());
+        output::message(format_args!("{n} tensors written to {}", path.display()));
         if n == 0 {
             return Err(Error::Request(format!("--probe {}: no node matches", args.probe.unwrap_or_default())));
         }
     }
     if let Some(c) = comparison {
         let report = c.report();
-        eprintln!("{report}");
+        output::message(&report);
         if report.first_difference().is_some() || report.rows.is_empty() {
             return Ok(ExitCode::FAILURE);
         }

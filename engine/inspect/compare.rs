@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::dump::run_name;
-use crate::Result;
 use crate::checkpoint::SafetensorsFile;
 use crate::run::worker::OwnedProbe;
 use crate::tensor::HostTensor;
+use crate::{Error, Result};
 
 /// A value differs when `|a - b| > TOLERANCE * (1 + |b|)`: f32 sums in another order stay below, a wrong operation
 /// does not.
@@ -41,9 +41,12 @@ struct Inner {
 }
 
 impl Comparison {
-    /// Opens the file of expected values.
+    /// Opens the file of expected values. A file that cannot be read is the request's fault, not the checkpoint's.
     pub fn open(path: &Path) -> Result<Comparison> {
-        let file = SafetensorsFile::open(path)?;
+        let file = SafetensorsFile::open(path).map_err(|e| match e {
+            Error::Checkpoint(m) => Error::Request(format!("--compare-to: {m}")),
+            other => other,
+        })?;
         let expected =
             file.tensors().map(|(name, _)| Ok((name.to_string(), file.tensor(name)?))).collect::<Result<_>>()?;
         Ok(Comparison { inner: Arc::new(Mutex::new(Inner { expected, runs: HashMap::new(), rows: Vec::new() })) })

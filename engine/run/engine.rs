@@ -126,7 +126,7 @@ impl Engine {
 
         let device = backend.info();
         let sizes = Capacity::choose(&options, &limits, &*family, &checkpoint, &device)?;
-        let executor = Executor::load(&mut *backend, &*family, &checkpoint, &sizes.executor)?;
+        let executor = Executor::load(&mut *backend, &*family, &checkpoint, &sizes.executor).map_err(name_sizes)?;
         let scheduler = Scheduler::new(sizes.scheduler.clone())?;
 
         let (sender, receiver) = channel();
@@ -191,6 +191,18 @@ impl Engine {
     /// Settings that the checkpoint asks for.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.inner.frontend.generation
+    }
+}
+
+/// Says what to do where what is allocated at load does not fit.
+fn name_sizes(error: Error) -> Error {
+    match error {
+        Error::OutOfMemory { what, need, free } => Error::OutOfMemory {
+            what: format!("{what} (lower --max-model-len, --max-num-seqs, --max-num-batched-tokens or --num-pages)"),
+            need,
+            free,
+        },
+        other => other,
     }
 }
 

@@ -157,7 +157,7 @@ fn name_image(error: Error, index: usize, input: &ImageInput) -> Error {
         _ => format!("image {}", index + 1),
     };
     match error {
-        Error::Request(e) if e.starts_with(&name) => Error::Request(e),
+        Error::Request(e) if e.contains(&name) => Error::Request(e),
         Error::Request(e) => Error::Request(format!("{name}: {e}")),
         other => other,
     }

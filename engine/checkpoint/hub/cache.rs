@@ -3,15 +3,18 @@
 //! In: commits, entity tags, finished downloads. Out: paths of snapshots. Owns: layout, locks, atomic moves.
 //! Not here: what is downloaded and from where.
 //!
-//!     models--org--name/refs/<revision>              text: the commit
-//!     models--org--name/blobs/<etag>                 the bytes
-//!     models--org--name/snapshots/<commit>/<file>    relative link to its blob
-//!     .locks/models--org--name/<etag>.lock           held while a blob is downloaded
+//! ```text
+//! models--org--name/refs/<revision>              text: the commit
+//! models--org--name/blobs/<etag>                 the bytes
+//! models--org--name/snapshots/<commit>/<file>    relative link to its blob
+//! .locks/models--org--name/<etag>.lock           held while a blob is downloaded
+//! ```
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::client::Found;
 use crate::{Error, Result};
@@ -53,7 +56,7 @@ impl Repo {
         let path = self.dir.join("refs").join(revision);
         let written = (|| {
             make_parent(&path)?;
-            let temporary = beside(&path, &format!(".{}.tmp", std::process::id()));
+            let temporary = beside(&path, &temporary_suffix());
             File::create(&temporary)?.write_all(commit.as_bytes())?;
             fs::rename(&temporary, &path)
         })();
@@ -97,7 +100,7 @@ impl Repo {
 
     /// Makes `pointer` a relative link to `blob`, or a copy where links are not to be had.
     fn link(&self, blob: &Path, pointer: &Path) -> std::io::Result<()> {
-        let temporary = beside(pointer, &format!(".{}.tmp", std::process::id()));
+        let temporary = beside(pointer, &temporary_suffix());
         // What an interrupted run left, if anything.
         let _ = fs::remove_file(&temporary);
         if !self.symlinks || symlink(&relative(&self.dir, blob, pointer), &temporary).is_err() {
@@ -105,6 +108,12 @@ impl Repo {
         }
         fs::rename(&temporary, pointer)
     }
+}
+
+/// The end of a temporary file's name that no other thread or process uses.
+fn temporary_suffix() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Forty lower-case hexadecimal digits.

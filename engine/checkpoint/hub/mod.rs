@@ -46,8 +46,8 @@ struct HubId {
 /// (name, hub id), or `org/name[@revision]`. A download that was cut goes on where it ended; a model whose files
 /// are all in the cache is found there when the hub cannot be reached.
 ///
-/// Errors: [`Error::Request`] for a name that is none of these, [`Error::Checkpoint`] for everything that goes
-/// wrong with cache or hub; both with the next step.
+/// Errors: [`Error::Request`] for a revision that cannot be one, [`Error::Checkpoint`] for a name that is none of
+/// these and for everything that goes wrong with cache or hub; both with the next step.
 pub fn resolve(
     model: &str,
     aliases: &[(&str, &str)],
@@ -59,12 +59,14 @@ pub fn resolve(
         return Ok(path.to_path_buf());
     }
     if path.is_file() {
-        return Err(Error::Request(format!("model: {model} is a file; expected a checkpoint's directory or a hub id")));
+        return Err(Error::Checkpoint(format!(
+            "model: {model} is a file; expected a checkpoint's directory or a hub id"
+        )));
     }
     let target = aliases.iter().find(|(alias, _)| *alias == model).map_or(model, |(_, id)| *id);
     let Some(id) = parse_id(target, options)? else {
         let names: Vec<&str> = aliases.iter().map(|(alias, _)| *alias).collect();
-        return Err(Error::Request(format!(
+        return Err(Error::Checkpoint(format!(
             "model: {model:?}: expected an existing directory, a hub id (org/name[@revision]) or an alias ({})",
             names.join(", ")
         )));
@@ -397,7 +399,7 @@ mod tests {
     fn names_that_are_nothing_say_what_is_expected() {
         let options = HubOptions { offline: true, ..HubOptions::from_vars(&|_| None) };
         let got = resolve("no-such", &[("small", "org/small")], &options, &|_| {}).unwrap_err();
-        assert_eq!(got.exit_code(), 2);
+        assert_eq!(got.exit_code(), 4);
         assert!(got.to_string().contains("or an alias (small)"), "{got}");
         let here = resolve("engine", &[], &options, &|_| {}).unwrap();
         assert_eq!(here, Path::new("engine"));
