@@ -240,6 +240,20 @@ impl<'a> BitReader<'a> {
         self.signed(u32::from(size))
     }
 
+    /// The run and the value of the next AC symbol where code and magnitude are short; none for others and for the end
+    /// of a block.
+    #[inline(always)]
+    pub fn short_ac(&mut self, table: &HuffmanTable) -> Option<(u32, i32)> {
+        self.refill();
+        let entry = table.whole[self.peek()];
+        let run = entry as u32 >> 8 & 0xff;
+        if entry == 0 || run == END_OF_BLOCK {
+            return None;
+        }
+        self.consume(entry as u32 & 0xff);
+        Some((run, entry >> 16))
+    }
+
     /// Decodes one block of a sequential scan into `block`, which is zero before. `prediction` is the DC value of the
     /// component's previous block and becomes this one's.
     #[inline(always)]

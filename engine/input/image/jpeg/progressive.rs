@@ -39,24 +39,25 @@ pub(super) fn ac_first(bits: &mut BitReader, table: &HuffmanTable, band: Band, s
     }
     let mut k = band.start;
     while k <= band.end {
-        let symbol = bits.symbol(table);
-        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
-        if size == 0 {
-            if run < 15 {
-                // A run of 2^run + extra blocks ends here, of which this is the first.
-                *skip = (1 << run) - 1 + bits.take(run);
-                break;
+        let (run, value) = match bits.short_ac(table) {
+            Some(short) => short,
+            None => {
+                let symbol = bits.symbol(table);
+                let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+                if size == 0 && run < 15 {
+                    // A run of 2^run + extra blocks ends here, of which this is the first.
+                    *skip = (1 << run) - 1 + bits.take(run);
+                    break;
+                }
+                (run, bits.signed(size))
             }
-            k += 16;
-            continue;
-        }
+        };
         k += run as usize;
-        let value = bits.signed(size);
         if k > 63 {
             bits.mark_nonsense();
             break;
         }
-        block[usize::from(ZIGZAG[k])] = value.wrapping_shl(band.low) as i16;
+        block[usize::from(ZIGZAG[k & 63])] = value.wrapping_shl(band.low) as i16;
         k += 1;
     }
 }
