@@ -80,7 +80,7 @@ fn gated_linear(graph: &Graph, mul: &Node) -> Option<(Op, NodeId)> {
     };
     let x = graph.node(gate).inputs[0];
     let once = [act, gate, up].iter().all(|id| read_once(graph, *id));
-    (once && graph.node(up).inputs[0] == x).then(|| (Op::GatedLinear { gate: *gate_w, up: *up_w, activation }, x))
+    (once && graph.node(up).inputs[0] == x).then_some((Op::GatedLinear { gate: *gate_w, up: *up_w, activation }, x))
 }
 
 fn linear_add(graph: &Graph, add: &Node) -> Option<(Op, Vec<NodeId>)> {

@@ -4,7 +4,7 @@
 //! run on `NAME#1`, `NAME#2`, ... (chunks of a prompt, decode steps). Owns: copies of the values.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Result;
@@ -63,7 +63,7 @@ impl Dump {
     }
 
     /// Writes what was collected; returns the number of tensors.
-    pub fn write(&self, path: &PathBuf) -> Result<usize> {
+    pub fn write(&self, path: &Path) -> Result<usize> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         safetensors::write(path, &inner.tensors, &BTreeMap::new())?;
         Ok(inner.tensors.len())

@@ -59,7 +59,7 @@ pub fn open(configs: &Configs) -> Result<Box<dyn Family>> {
         activation: activation(&v, "gelu_pytorch_tanh")?,
         eps: v.positive_if_present("layer_norm_eps")?.unwrap_or(1e-6) as f32,
     };
-    if vision.hidden_size % vision.num_heads != 0 {
+    if !vision.hidden_size.is_multiple_of(vision.num_heads) {
         return Err(v.error("num_attention_heads", format!("a divisor of hidden_size {}", vision.hidden_size)));
     }
     let patch_size = v.size_or("patch_size", 32)?;

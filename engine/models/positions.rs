@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Rotary frequencies `[head_dim / 2]`: `theta^(-2i / head_dim)`, scaled as `rope_type` says.
 /// Source: transformers `modeling_rope_utils.py`. Computed in f32 steps as there.
 pub fn inv_freq(rope: &RopeParameters, head_dim: usize) -> Result<Arc<[f32]>> {
-    if head_dim % 2 != 0 || rope.partial_rotary_factor != 1.0 {
+    if !head_dim.is_multiple_of(2) || rope.partial_rotary_factor != 1.0 {
         return Err(Error::Unsupported(format!(
             "rotary embedding of a part of the head: head_dim {head_dim}, partial_rotary_factor {}",
             rope.partial_rotary_factor

@@ -187,10 +187,10 @@ fn draw(weights: &[f32], seed: u64, position: u64) -> Option<u32> {
         if block_sum == 0.0 {
             continue;
         }
-        let within = chunk.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+        let mut within = chunk.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
         if below + block_sum <= threshold {
             // Rounding can leave the threshold beyond the last block.
-            last = within.last().map(|(i, _)| (block * DRAW_BLOCK + i) as u32);
+            last = within.next_back().map(|(i, _)| (block * DRAW_BLOCK + i) as u32);
             below += block_sum;
             continue;
         }

@@ -44,7 +44,7 @@ pub(super) fn exp<V: Vector>(x: V) -> V {
 pub(super) fn tanh<V: Vector>(x: V) -> V {
     let a = x.abs();
     let z = x.mul(x);
-    let p = horner(z, [-6.096_714e-3, 2.099_718e-2, -5.385_091e-2, 1.333_276_9e-1, -3.333_333e-1]);
+    let p = horner(z, [-6.096_714e-3, 2.099_718e-2, -5.385_091e-2, 1.333_277e-1, -3.333_333e-1]);
     let small = x.mul(z).fma(p, x);
     // 1 - 2 / (e^2a + 1)
     let e = exp(a.add(a)).add(V::splat(1.0));

@@ -96,7 +96,7 @@ impl<'a> Renderer<'a> {
                     near
                 } else {
                     // Only the vertical filter looks at a neighbouring row.
-                    let is_upper = self.next % 2 == 0;
+                    let is_upper = self.next.is_multiple_of(2);
                     let far = match window.upsampling {
                         Upsampling::Down | Upsampling::Both if is_upper => y - 1,
                         Upsampling::Down | Upsampling::Both => y + 1,

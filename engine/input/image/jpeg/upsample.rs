@@ -24,7 +24,7 @@ impl Upsampling {
     /// None where the factors are not whole.
     pub fn new(max_h: usize, max_v: usize, component: &Component) -> Option<Upsampling> {
         let (h, v) = (component.h, component.v);
-        if max_h % h != 0 || max_v % v != 0 {
+        if !max_h.is_multiple_of(h) || !max_v.is_multiple_of(v) {
             return None;
         }
         // libjpeg leaves out the filter across rows of one or two samples.

@@ -3,6 +3,7 @@
 //! Not here: each pass: `flatten` (calls inlined, variables placed), `ops` and its families (one instruction each), `regs`
 //! (control flow, liveness, registers, assembly).
 
+mod bits;
 pub mod cfg;
 mod compare;
 mod convert;
