@@ -106,6 +106,12 @@ fn cut_and_damaged_files_are_refused() {
     assert_eq!(part.pixels[..row * 100], decode(&bytes, &options).unwrap().pixels[..row * 100]);
     assert_eq!(part.pixels[part.pixels.len() - 3..], [128; 3]);
 
+    // The end marker alone may be missing where no further scan can come, as in Pillow.
+    let bytes = file("large-420.jpg");
+    assert_eq!(decode(&bytes[..bytes.len() - 2], &options).unwrap(), decode(&bytes, &options).unwrap());
+    let bytes = file("large-progressive.jpg");
+    assert!(refusal(&bytes[..bytes.len() - 2], &options).contains("truncated"));
+
     // Codes that no table has: all ones.
     let mut bytes = file("large-420.jpg");
     let middle = bytes.len() / 2;

@@ -9,14 +9,26 @@ const NAMES: &[(&str, [u8; 3])] = &[
     ("white", [255, 255, 255]),
     ("gray", [128, 128, 128]),
     ("grey", [128, 128, 128]),
+    ("silver", [192, 192, 192]),
     ("red", [255, 0, 0]),
+    ("maroon", [128, 0, 0]),
     ("green", [0, 128, 0]),
+    ("lime", [0, 255, 0]),
+    ("olive", [128, 128, 0]),
+    ("yellow", [255, 255, 0]),
     ("blue", [0, 0, 255]),
+    ("navy", [0, 0, 128]),
+    ("teal", [0, 128, 128]),
+    ("aqua", [0, 255, 255]),
+    ("cyan", [0, 255, 255]),
+    ("purple", [128, 0, 128]),
+    ("fuchsia", [255, 0, 255]),
+    ("magenta", [255, 0, 255]),
 ];
 
-/// A CSS name of the few above, `#rrggbb` or `#rgb`.
+/// A name of HTML 4 (with grey, cyan and magenta), `#rrggbb` or `#rgb`.
 pub fn parse_color(text: &str) -> Result<[u8; 3]> {
-    let lower = text.to_ascii_lowercase();
+    let lower = text.trim().to_ascii_lowercase();
     if let Some((_, rgb)) = NAMES.iter().find(|(name, _)| *name == lower) {
         return Ok(*rgb);
     }

@@ -107,7 +107,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage> {
 fn decode_jpeg(bytes: &[u8], options: &DecodeOptions, check: formats::SizeCheck) -> Result<RgbImage> {
     let explain = |error: JpegError| match error {
         JpegError::Truncated(what) => Error::Request(format!(
-            "image: the JPEG is truncated: {what}; send the whole file or allow truncated images"
+            "image: the JPEG is truncated: {what}; send the whole file, or take what is there with --allow-truncated"
         )),
         JpegError::Damaged(what) => Error::Request(format!("image: the JPEG is damaged: {what}; send an intact file")),
         JpegError::Unsupported(what) => {

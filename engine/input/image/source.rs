@@ -1,6 +1,6 @@
 //! Where image bytes come from.
 //!
-//! In: what a user wrote: a path, `-`, an http(s) URL, a `data:` URI, base64, a colour. Out: bytes within a limit, a colour.
+//! In: what a user wrote: a path, `-`, an http(s) URL, a `data:` URI, base64. Out: bytes within a limit.
 //! Owns: which kinds of source a caller allows. Not here: HTTP (`fetch.rs`), decoding.
 
 use std::io::Read;
@@ -176,44 +176,6 @@ fn percent_decoded(text: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a colour: `#rrggbb`, `#rgb` or one of the names of HTML 4.
-///
-/// # Errors
-/// `Error::Request` for anything else.
-pub fn parse_color(text: &str) -> Result<[u8; 3]> {
-    const NAMES: [(&str, [u8; 3]); 18] = [
-        ("black", [0, 0, 0]),
-        ("silver", [192, 192, 192]),
-        ("gray", [128, 128, 128]),
-        ("grey", [128, 128, 128]),
-        ("white", [255, 255, 255]),
-        ("maroon", [128, 0, 0]),
-        ("red", [255, 0, 0]),
-        ("purple", [128, 0, 128]),
-        ("fuchsia", [255, 0, 255]),
-        ("magenta", [255, 0, 255]),
-        ("green", [0, 128, 0]),
-        ("lime", [0, 255, 0]),
-        ("olive", [128, 128, 0]),
-        ("yellow", [255, 255, 0]),
-        ("navy", [0, 0, 128]),
-        ("blue", [0, 0, 255]),
-        ("teal", [0, 128, 128]),
-        ("aqua", [0, 255, 255]),
-    ];
-    let lower = text.trim().to_ascii_lowercase();
-    if let Some((_, color)) = NAMES.iter().find(|(name, _)| *name == lower) {
-        return Ok(*color);
-    }
-    let digits: Option<Vec<u8>> =
-        lower.strip_prefix('#').and_then(|rest| rest.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect());
-    match digits.as_deref() {
-        Some(&[r, g, b]) => Ok([r * 17, g * 17, b * 17]),
-        Some(&[r1, r0, g1, g0, b1, b0]) => Ok([r1 * 16 + r0, g1 * 16 + g0, b1 * 16 + b0]),
-        _ => Err(Error::Request(format!("colour {text:?}: expected #rrggbb, #rgb or a name such as white"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,15 +237,5 @@ mod tests {
         assert!(directory.ends_with("is a directory, not a file"), "{directory}");
         let small = SourceOptions { max_bytes: 2, ..SourceOptions::default() };
         assert!(read(path, &small).unwrap_err().to_string().contains("more than the limit of 2 bytes"));
-    }
-
-    #[test]
-    fn colors() {
-        assert_eq!(parse_color("#ff8000").unwrap(), [255, 128, 0]);
-        assert_eq!(parse_color("#F80").unwrap(), [255, 136, 0]);
-        assert_eq!(parse_color(" White ").unwrap(), [255; 3]);
-        for wrong in ["", "#", "#12345", "#gggggg", "ff8000", "whiteish", "#ffffff00"] {
-            assert!(parse_color(wrong).is_err(), "{wrong}");
-        }
     }
 }
