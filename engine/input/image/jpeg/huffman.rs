@@ -7,7 +7,7 @@
 use super::JpegError;
 
 /// Bits that one table look-up sees.
-const LOOKAHEAD: u32 = 9;
+const LOOKAHEAD: u32 = 10;
 
 /// Position in a block of the k-th coefficient of the zigzag order.
 pub(super) const ZIGZAG: [u8; 64] = [
@@ -35,11 +35,11 @@ pub(super) struct TableSpec {
 /// A table ready for decoding.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanTable {
-    /// By the next 9 bits: `value << 16 | run << 8 | bits` where code and magnitude both lie in those bits, else 0.
+    /// By the next 10 bits: `value << 16 | run << 8 | bits` where code and magnitude both lie in those bits, else 0.
     /// An end-of-block symbol is a run that leaves the block.
-    whole: Box<[i32; 1 << LOOKAHEAD]>,
-    /// By the next 9 bits: `bits << 8 | symbol` where the code lies in them, else 0.
-    code: Box<[u16; 1 << LOOKAHEAD]>,
+    whole: [i32; 1 << LOOKAHEAD],
+    /// By the next 10 bits: `bits << 8 | symbol` where the code lies in them, else 0.
+    code: [u16; 1 << LOOKAHEAD],
     /// By length: one past the last code, aligned to 16 bits.
     limit: [u32; 17],
     /// By length: what is added to a code to find its symbol.
@@ -54,8 +54,8 @@ impl HuffmanTable {
     /// Derives the look-up tables; a table whose codes do not fit their lengths is damaged.
     pub fn new(spec: &TableSpec, kind: TableKind) -> Result<HuffmanTable, JpegError> {
         let mut table = HuffmanTable {
-            whole: Box::new([0; 1 << LOOKAHEAD]),
-            code: Box::new([0; 1 << LOOKAHEAD]),
+            whole: [0; 1 << LOOKAHEAD],
+            code: [0; 1 << LOOKAHEAD],
             limit: [0; 17],
             offset: [0; 17],
             symbols: [0; 256],

@@ -105,6 +105,13 @@ struct ScanHeader {
     data: usize,
 }
 
+impl ScanHeader {
+    /// The tables for DC and AC of a sequential scan, which has both for every component.
+    fn sequential_tables(&self) -> Vec<(&HuffmanTable, &HuffmanTable)> {
+        self.tables.iter().filter_map(|tables| tables.dc.as_ref().zip(tables.ac.as_ref())).collect()
+    }
+}
+
 /// A JPEG whose header has been read, up to its first scan.
 pub(super) struct Decoder<'a> {
     bytes: &'a [u8],

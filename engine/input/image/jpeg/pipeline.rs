@@ -1,6 +1,6 @@
 //! The two ways through a JPEG: row by row, or all scans first.
 //!
-//! In: a decoder whose header is read. Out: RGB pixels. Owns: buffers of coefficients, the second thread.
+//! In: a decoder whose header is read. Out: RGB pixels. Owns: buffers of coefficients and samples, the second thread.
 //! Not here: what a scan or a row of pixels consists of (`scan.rs`, `render.rs`).
 
 use std::sync::mpsc;
@@ -8,9 +8,10 @@ use std::sync::mpsc;
 use rayon::prelude::*;
 
 use super::color::ColorModel;
-use super::render::Renderer;
+use super::huffman::HuffmanTable;
+use super::render::{Renderer, Samples, grey};
 use super::scan::{Block, RowLayout, Scan};
-use super::{Decoder, Frame, JpegError, ScanHeader};
+use super::{Decoder, Frame, JpegError, ScanHeader, idct};
 
 /// Most scans of a file. Encoders write about ten; a bomb can have thousands, each of which visits every block.
 const MAX_SCANS: usize = 500;
@@ -20,12 +21,11 @@ const THREAD_PIXELS: usize = 1 << 17;
 const BATCH_MCUS: usize = 128;
 /// Batches under way.
 const BATCHES: usize = 4;
+/// MCUs whose coefficients are decoded before they are transformed: few enough to stay in the first cache.
+const CHUNK_MCUS: usize = 16;
 
-/// Coefficients of some rows of MCUs: for each component its blocks, row by row.
-type Batch = Vec<Vec<Block>>;
-
-/// Decodes a file whose one sequential scan holds all components in order: coefficients live only until their row is
-/// rendered, on a second thread where the image is large.
+/// Decodes a file whose one sequential scan holds all components in order: coefficients live only until they are
+/// transformed; rows are rendered on a second thread where the image is large.
 pub(super) fn streamed(
     decoder: &Decoder,
     model: ColorModel,
@@ -43,10 +43,10 @@ pub(super) fn streamed(
     let mut reader = RowReader::new(decoder, header, allow_truncated);
     let mut out = vec![0u8; frame.width * frame.height * 3];
     let mut renderer = Renderer::new(frame, model, 0, frame.height, &mut out).ok_or_else(fractional)?;
-    let mut batch = reader.fresh();
+    let mut batch = grey(frame, reader.batch_rows);
     for first in reader.starts() {
-        reader.fill(&mut batch, first)?;
-        render(&mut renderer, frame, &mut batch, first, reader.batch_rows);
+        let rows = reader.fill(&mut batch, first)?;
+        renderer.push(first, rows, &batch);
     }
     Ok(out)
 }
@@ -58,14 +58,12 @@ fn on_two_threads(frame: &Frame, model: ColorModel, mut reader: RowReader) -> Op
         return Some(Err(fractional()));
     };
     let decoded = std::thread::scope(|scope| {
-        let (to_renderer, from_decoder) = mpsc::sync_channel::<Batch>(BATCHES);
-        let (to_decoder, from_renderer) = mpsc::channel::<Batch>();
-        let (starts, batch_rows) = (reader.starts(), reader.batch_rows);
+        let (to_renderer, from_decoder) = mpsc::sync_channel::<(usize, usize, Samples)>(BATCHES);
+        let (to_decoder, from_renderer) = mpsc::channel::<Samples>();
         let thread = std::thread::Builder::new().name("jpeg".into()).spawn_scoped(scope, move || {
-            for first in starts {
-                // The decoder stops sending where it finds the file damaged.
-                let Ok(mut batch) = from_decoder.recv() else { return };
-                render(&mut renderer, frame, &mut batch, first, batch_rows);
+            // The decoder stops sending at the end, or where it finds the file damaged.
+            while let Ok((first, rows, batch)) = from_decoder.recv() {
+                renderer.push(first, rows, &batch);
                 // The decoder may be done.
                 let _ = to_decoder.send(batch);
             }
@@ -73,13 +71,14 @@ fn on_two_threads(frame: &Frame, model: ColorModel, mut reader: RowReader) -> Op
         thread.ok()?;
         for (number, first) in reader.starts().enumerate() {
             let mut batch = match number {
-                0..BATCHES => reader.fresh(),
-                _ => from_renderer.recv().unwrap_or_else(|_| reader.fresh()),
+                0..BATCHES => grey(frame, reader.batch_rows),
+                _ => from_renderer.recv().unwrap_or_else(|_| grey(frame, reader.batch_rows)),
             };
-            if let Err(error) = reader.fill(&mut batch, first) {
-                return Some(Err(error));
-            }
-            if to_renderer.send(batch).is_err() {
+            let rows = match reader.fill(&mut batch, first) {
+                Ok(rows) => rows,
+                Err(error) => return Some(Err(error)),
+            };
+            if to_renderer.send((first, rows, batch)).is_err() {
                 break;
             }
         }
@@ -91,9 +90,12 @@ fn on_two_threads(frame: &Frame, model: ColorModel, mut reader: RowReader) -> Op
 /// Reads the rows of a sequential scan batch by batch.
 struct RowReader<'a> {
     frame: &'a Frame,
-    header: &'a ScanHeader,
+    tables: Vec<(&'a HuffmanTable, &'a HuffmanTable)>,
     scan: Scan<'a>,
+    /// Coefficients of a chunk of MCUs, a component at a time; zero between chunks.
+    chunk: Vec<Vec<Block>>,
     layout: Vec<RowLayout>,
+    /// Rows of MCUs in a batch.
     batch_rows: usize,
     allow_truncated: bool,
     is_over: bool,
@@ -102,12 +104,12 @@ struct RowReader<'a> {
 impl<'a> RowReader<'a> {
     fn new(decoder: &'a Decoder, header: &'a ScanHeader, allow_truncated: bool) -> RowReader<'a> {
         let frame = &decoder.frame;
-        let layout = frame.components.iter().map(|c| RowLayout { h: c.h, v: c.v, stride: c.blocks_w }).collect();
         RowReader {
             frame,
-            header,
+            tables: header.sequential_tables(),
             scan: Scan::new(decoder.bytes, header.data, decoder.restart_interval),
-            layout,
+            chunk: frame.components.iter().map(|c| vec![[0; 64]; c.h * c.v * CHUNK_MCUS]).collect(),
+            layout: frame.components.iter().map(|c| RowLayout { h: c.h, v: c.v, stride: c.h * CHUNK_MCUS }).collect(),
             batch_rows: (BATCH_MCUS / frame.mcus_x).max(1),
             allow_truncated,
             is_over: false,
@@ -119,44 +121,36 @@ impl<'a> RowReader<'a> {
         (0..self.frame.mcus_y).step_by(self.batch_rows)
     }
 
-    /// A batch of zeros.
-    fn fresh(&self) -> Batch {
-        self.layout.iter().map(|shape| vec![[0; 64]; shape.stride * shape.v * self.batch_rows]).collect()
+    /// Decodes the rows from `first` on and returns how many; behind the end of an accepted short file they are grey.
+    fn fill(&mut self, batch: &mut Samples, first: usize) -> Result<usize, JpegError> {
+        let rows = self.batch_rows.min(self.frame.mcus_y - first);
+        for row in 0..rows {
+            for from in (0..self.frame.mcus_x).step_by(CHUNK_MCUS) {
+                self.fill_chunk(batch, row, from)?;
+            }
+        }
+        Ok(rows)
     }
 
-    /// Decodes the rows from `first` on into a zeroed batch; behind the end of an accepted short file it stays zero.
-    fn fill(&mut self, batch: &mut Batch, first: usize) -> Result<(), JpegError> {
-        for row in 0..self.batch_rows.min(self.frame.mcus_y - first) {
-            if self.is_over {
-                return Ok(());
-            }
-            let parts = batch.iter_mut().zip(&self.layout);
-            let mut rows: Vec<&mut [Block]> = parts
-                .map(|(blocks, shape)| &mut blocks[row * shape.v * shape.stride..][..shape.v * shape.stride])
-                .collect();
-            match self.scan.sequential_row(&self.layout, &self.header.tables, self.frame.mcus_x, &mut rows) {
+    fn fill_chunk(&mut self, batch: &mut Samples, row: usize, from: usize) -> Result<(), JpegError> {
+        let count = CHUNK_MCUS.min(self.frame.mcus_x - from);
+        if !self.is_over {
+            let mut blocks: Vec<&mut [Block]> = self.chunk.iter_mut().map(Vec::as_mut_slice).collect();
+            match self.scan.sequential_row(&self.layout, &self.tables, count, &mut blocks) {
                 Err(_) if self.allow_truncated => self.is_over = true,
                 result => result?,
             }
         }
+        for ((component, blocks), samples) in self.frame.components.iter().zip(&mut self.chunk).zip(batch) {
+            let stride = component.blocks_w * 8;
+            for (y, blocks) in blocks.chunks_exact(component.h * CHUNK_MCUS).enumerate() {
+                let at = (row * component.v + y) * 8 * stride + from * component.h * 8;
+                idct::row_of_blocks(&blocks[..count * component.h], &component.quant, &mut samples[at..], stride);
+            }
+            blocks.as_flattened_mut().fill(0);
+        }
         Ok(())
     }
-}
-
-/// Renders a batch and zeroes it for the next rows.
-fn render(renderer: &mut Renderer, frame: &Frame, batch: &mut Batch, first: usize, batch_rows: usize) {
-    for row in 0..batch_rows.min(frame.mcus_y - first) {
-        renderer.push(first + row, &mcu_row(frame, batch, row));
-    }
-    for blocks in batch {
-        blocks.as_flattened_mut().fill(0);
-    }
-}
-
-/// The blocks of one row of MCUs, a slice for each component.
-fn mcu_row<'b>(frame: &Frame, blocks: &'b [Vec<Block>], row: usize) -> Vec<&'b [Block]> {
-    let rows = frame.components.iter().zip(blocks);
-    rows.map(|(c, blocks)| &blocks[row * c.v * c.blocks_w..][..c.v * c.blocks_w]).collect()
 }
 
 /// Decodes a progressive file, or one whose components come in several scans.
@@ -179,8 +173,16 @@ pub(super) fn buffered(
         let (first, last) = (band * band_rows, ((band + 1) * band_rows).min(frame.mcus_y));
         let (from, to) = (first * row_pixels, (last * row_pixels).min(frame.height));
         let mut renderer = Renderer::new(frame, model, from, to, out).ok_or_else(fractional)?;
+        let mut samples = grey(frame, 1);
         for row in first.saturating_sub(1)..(last + 1).min(frame.mcus_y) {
-            renderer.push(row, &mcu_row(frame, &blocks, row));
+            for ((component, blocks), samples) in frame.components.iter().zip(&blocks).zip(&mut samples) {
+                let (across, down) = (component.blocks_w, component.v);
+                let blocks = &blocks[row * down * across..][..down * across];
+                for (y, blocks) in blocks.chunks_exact(across).enumerate() {
+                    idct::row_of_blocks(blocks, &component.quant, &mut samples[y * 8 * across * 8..], across * 8);
+                }
+            }
+            renderer.push(row, 1, &samples);
         }
         Ok(())
     })?;
@@ -215,11 +217,12 @@ fn all_scans(decoder: &mut Decoder, first: ScanHeader, blocks: &mut [Vec<Block>]
 fn one_scan(decoder: &Decoder, header: &ScanHeader, blocks: &mut [Vec<Block>]) -> Result<usize, JpegError> {
     let frame = &decoder.frame;
     let mut scan = Scan::new(decoder.bytes, header.data, decoder.restart_interval);
+    let tables = header.sequential_tables();
     let mut decode = |layout: &[RowLayout], count: usize, rows: &mut [&mut [Block]]| {
         if frame.is_progressive {
             scan.progressive_row(layout, &header.tables, header.band, count, rows)
         } else {
-            scan.sequential_row(layout, &header.tables, count, rows)
+            scan.sequential_row(layout, &tables, count, rows)
         }
     };
     if let [only] = header.components[..] {

@@ -1,15 +1,23 @@
-//! From coefficients to rows of RGB.
+//! From samples to rows of RGB.
 //!
-//! In: rows of MCUs in order. Out: finished rows of a band of the image. Owns: the sliding window of samples, which
-//! upsampling a component needs. Not here: entropy decoding, the arithmetic of a row (`upsample.rs`, `color.rs`).
+//! In: the samples of rows of MCUs in order. Out: finished rows of a band of the image. Owns: which sample rows an image
+//! row needs, across the border of two batches too. Not here: transforming blocks (`idct.rs`), the arithmetic of a row
+//! (`upsample.rs`, `color.rs`).
 
 use super::color::{self, ColorModel};
 use super::idct;
-use super::scan::Block;
 use super::upsample::{Upsampling, expand};
 use super::{Component, Frame};
 
-/// Sample rows of the previous row of MCUs that upsampling may still need.
+/// Samples of some rows of MCUs: a plane a component, `blocks_w * 8` samples a row.
+pub(super) type Samples = Vec<Vec<u8>>;
+
+/// Samples for `rows` rows of MCUs, grey.
+pub(super) fn grey(frame: &Frame, rows: usize) -> Samples {
+    frame.components.iter().map(|c| vec![128; c.blocks_w * 8 * c.v * 8 * rows]).collect()
+}
+
+/// Sample rows of the previous batch that upsampling may still need.
 const KEPT: usize = 2;
 
 /// Renders the rows `[from, to)` of an image into `out`.
@@ -18,7 +26,7 @@ const KEPT: usize = 2;
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
     model: ColorModel,
-    windows: Vec<Window>,
+    planes: Vec<Plane>,
     /// The next row to write, and the end of the band.
     next: usize,
     to: usize,
@@ -27,12 +35,11 @@ pub(super) struct Renderer<'a> {
     vector: bool,
 }
 
-/// Samples of one component: some rows of the previous row of MCUs, then the current one.
-struct Window {
-    samples: Vec<u8>,
+/// What stays of one component between batches, and its scratch memory.
+struct Plane {
     stride: usize,
-    /// Row of the component that `samples` starts with; negative in front of the image.
-    first: isize,
+    /// The last rows of the previous batch.
+    kept: Vec<u8>,
     upsampling: Upsampling,
     /// An upsampled row, where upsampling is needed.
     row: Vec<u8>,
@@ -40,75 +47,73 @@ struct Window {
     sums: Vec<u16>,
 }
 
-impl Window {
-    fn new(frame: &Frame, component: &Component) -> Option<Window> {
+impl Plane {
+    fn new(frame: &Frame, component: &Component) -> Option<Plane> {
         let upsampling = Upsampling::new(frame.max_h, frame.max_v, component)?;
         let stride = component.blocks_w * 8;
         let needs_row = upsampling != Upsampling::None;
-        Some(Window {
-            samples: vec![0; (KEPT + component.v * 8) * stride],
+        Some(Plane {
             stride,
-            first: 0,
+            kept: vec![0; KEPT * stride],
             upsampling,
             row: vec![0; if needs_row { stride * (frame.max_h / component.h) } else { 0 }],
             sums: vec![0; if needs_row { stride + 2 } else { 0 }],
         })
     }
+}
 
-    /// The part of row `at` of the component that holds samples; rows outside the image repeat its edge.
-    fn samples_at<'s>(samples: &'s [u8], stride: usize, first: isize, component: &Component, at: isize) -> &'s [u8] {
-        let at = at.clamp(0, component.height as isize - 1) - first;
-        let start = at.max(0) as usize * stride;
-        &samples[start..start + component.width]
-    }
+/// The part of a component's row `at` that holds samples; rows outside the image repeat its edge. `batch` starts with
+/// row `first`, in front of it lie the `kept` rows.
+fn samples_at<'s>(kept: &'s [u8], batch: &'s [u8], first: usize, component: &Component, at: isize) -> &'s [u8] {
+    let at = at.clamp(0, component.height as isize - 1) as usize;
+    let stride = component.blocks_w * 8;
+    let (rows, row) = if at >= first { (batch, at - first) } else { (kept, (at + KEPT).saturating_sub(first)) };
+    &rows[row * stride..][..component.width]
 }
 
 impl<'a> Renderer<'a> {
     /// None where a component's sampling cannot be upsampled in whole steps.
     pub fn new(frame: &'a Frame, model: ColorModel, from: usize, to: usize, out: &'a mut [u8]) -> Option<Renderer<'a>> {
-        let windows = frame.components.iter().map(|component| Window::new(frame, component)).collect::<Option<_>>()?;
-        Some(Renderer { frame, model, windows, next: from, from, to, out, vector: idct::has_vector_code() })
+        let planes = frame.components.iter().map(|component| Plane::new(frame, component)).collect::<Option<_>>()?;
+        Some(Renderer { frame, model, planes, next: from, from, to, out, vector: idct::has_vector_code() })
     }
 
-    /// Takes a row of MCUs: the blocks of each component, row by row.
-    pub fn push(&mut self, mcu_row: usize, rows: &[&[Block]]) {
-        for ((window, component), blocks) in self.windows.iter_mut().zip(&self.frame.components).zip(rows) {
-            let (stride, height) = (window.stride, component.v * 8);
-            window.samples.copy_within(height * stride..(height + KEPT) * stride, 0);
-            window.first = (mcu_row * height) as isize - KEPT as isize;
-            for (y, blocks) in blocks.chunks_exact(component.blocks_w).enumerate() {
-                let target = &mut window.samples[(KEPT + y * 8) * stride..];
-                idct::row_of_blocks(blocks, &component.quant, target, stride);
-            }
-        }
-        let below = (mcu_row + 1) * self.frame.max_v * 8;
-        let ready = if mcu_row + 1 == self.frame.mcus_y { self.to } else { self.to.min(below.saturating_sub(KEPT)) };
-        let row_bytes = self.frame.width * 3;
+    /// Takes `rows` rows of MCUs from row `first` on.
+    pub fn push(&mut self, first: usize, rows: usize, samples: &Samples) {
+        let frame = self.frame;
+        let below = (first + rows) * frame.max_v * 8;
+        let ready = if first + rows == frame.mcus_y { self.to } else { self.to.min(below.saturating_sub(KEPT)) };
+        let row_bytes = frame.width * 3;
         while self.next < ready {
             let at = (self.next - self.from) * row_bytes;
             let out = &mut self.out[at..at + row_bytes];
-            let mut planes: [&[u8]; 4] = [&[]; 4];
-            for ((window, component), plane) in self.windows.iter_mut().zip(&self.frame.components).zip(&mut planes) {
-                let y = (self.next * component.v / self.frame.max_v) as isize;
-                let (samples, stride, first) = (&window.samples, window.stride, window.first);
-                let near = Window::samples_at(samples, stride, first, component, y);
-                *plane = if window.upsampling == Upsampling::None {
-                    near
-                } else {
-                    // Only the vertical filter looks at a neighbouring row.
-                    let is_upper = self.next.is_multiple_of(2);
-                    let far = match window.upsampling {
-                        Upsampling::Down | Upsampling::Both if is_upper => y - 1,
-                        Upsampling::Down | Upsampling::Both => y + 1,
-                        _ => y,
-                    };
-                    let far = Window::samples_at(samples, stride, first, component, far);
-                    expand(window.upsampling, near, far, is_upper, &mut window.sums, &mut window.row, self.vector);
-                    &window.row
+            let is_upper = self.next.is_multiple_of(2);
+            let mut full: [&[u8]; 4] = [&[]; 4];
+            for (((plane, component), batch), full) in
+                self.planes.iter_mut().zip(&frame.components).zip(samples).zip(&mut full)
+            {
+                let y = (self.next * component.v / frame.max_v) as isize;
+                let row = |at: isize| samples_at(&plane.kept, batch, first * component.v * 8, component, at);
+                let near = row(y);
+                if plane.upsampling == Upsampling::None {
+                    *full = near;
+                    continue;
+                }
+                // Only the vertical filter looks at a neighbouring row.
+                let far = match plane.upsampling {
+                    Upsampling::Down | Upsampling::Both if is_upper => row(y - 1),
+                    Upsampling::Down | Upsampling::Both => row(y + 1),
+                    _ => near,
                 };
+                expand(plane.upsampling, near, far, is_upper, &mut plane.sums, &mut plane.row, self.vector);
+                *full = &plane.row;
             }
-            color::row(self.model, planes, out, self.vector);
+            color::row(self.model, full, out, self.vector);
             self.next += 1;
+        }
+        for ((plane, component), batch) in self.planes.iter_mut().zip(&frame.components).zip(samples) {
+            let end = rows * component.v * 8 * plane.stride;
+            plane.kept.copy_from_slice(&batch[end - KEPT * plane.stride..end]);
         }
     }
 }

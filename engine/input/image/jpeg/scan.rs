@@ -63,16 +63,14 @@ impl<'a> Scan<'a> {
         self.bits.position()
     }
 
-    /// Decodes `count` MCUs of a sequential scan.
+    /// Decodes `count` MCUs of a sequential scan; `tables` are for DC and AC, of each component.
     pub fn sequential_row(
         &mut self,
         layout: &[RowLayout],
-        tables: &[Tables],
+        tables: &[(&HuffmanTable, &HuffmanTable)],
         count: usize,
         rows: &mut [&mut [Block]],
     ) -> Result<(), JpegError> {
-        let tables: Vec<(&HuffmanTable, &HuffmanTable)> =
-            tables.iter().filter_map(|t| t.dc.as_ref().zip(t.ac.as_ref())).collect();
         self.row(layout, count, rows, |bits, component, prediction, _, block| {
             let (dc, ac) = tables[component];
             bits.sequential_block(dc, ac, prediction, block);
