@@ -1,6 +1,7 @@
 """Trains small tokenizers of the four kinds that matter and writes expected ids and texts by the `tokenizers` library.
 
-Usage: python tools/golden/text_tokenizers.py
+Usage: python tools/golden/text_tokenizers.py [--train]
+Training does not give the same vocabulary twice, so it happens only when asked for, or where there is no file yet.
 Writes tests/data/text/KIND/tokenizer.json and tests/data/text/KIND/cases.json.
 
   prepend    BPE with byte fallback; a normalizer prepends the space mark (Llama, Mistral)
@@ -16,6 +17,7 @@ import copy
 import json
 import pathlib
 import random
+import sys
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -262,7 +264,13 @@ def write(kind, tokenizer):
 
 
 if __name__ == "__main__":
-    write("prepend", byte_fallback("prepend"))
-    write("metaspace", byte_fallback("metaspace"))
-    write("bytelevel", byte_level())
-    write("unigram", unigram())
+    makers = {
+        "prepend": lambda: byte_fallback("prepend"),
+        "metaspace": lambda: byte_fallback("metaspace"),
+        "bytelevel": byte_level,
+        "unigram": unigram,
+    }
+    for kind, train in makers.items():
+        file = OUT / kind / "tokenizer.json"
+        reuse = file.exists() and "--train" not in sys.argv
+        write(kind, Tokenizer.from_file(str(file)) if reuse else train())
