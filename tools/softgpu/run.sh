@@ -9,6 +9,19 @@ if [ ! -e "$library" ]; then
     (cd "$root" && cargo build --release -p softgpu >&2)
 fi
 place=$target/softgpu
+if [ -n "${SOFTGPU_HIDE:-}" ]; then
+    # A library without some entry points, as an older driver's: in a copy their names are changed, in the table of dynamic
+    # symbols, to ones nobody asks for. Both names have one length, so nothing moves.
+    place=$place/hide-$(cksum <<< "$SOFTGPU_HIDE" | cut -d ' ' -f 1)
+    mkdir -p "$place"
+    pattern=
+    for name in ${SOFTGPU_HIDE//,/ }; do
+        pattern+="|${name#cu}"
+    done
+    sed -z -E "s/^cu((${pattern#|})(_v[0-9]+)?)$/qu\1/" "$library" > "$place/libsoftgpu.so.$$"
+    mv -T "$place/libsoftgpu.so.$$" "$place/libsoftgpu.so"
+    library=$place/libsoftgpu.so
+fi
 mkdir -p "$place"
 for name in libcuda.so libcuda.so.1; do
     # Renaming a fresh link over the old one keeps parallel runs from seeing neither.

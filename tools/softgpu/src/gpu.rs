@@ -19,6 +19,8 @@ pub struct Module {
     pub globals: HashMap<String, (u64, u64)>,
     /// `.target` of the text.
     pub target: u32,
+    /// `.version` of the text.
+    pub version: (u32, u32),
 }
 
 /// Why a module was not loaded.
@@ -82,7 +84,7 @@ pub fn load(text: &str, memory: &mut Memory) -> Result<Module, LoadError> {
         let k = crate::lower::kernel(&tree, &f.name, &addresses).map_err(LoadError::Ptx)?;
         kernels.insert(f.name.clone(), Arc::new(k));
     }
-    Ok(Module { kernels, globals: sizes, target: tree.target })
+    Ok(Module { kernels, globals: sizes, target: tree.target, version: tree.version })
 }
 
 /// Shape of a launch.

@@ -100,6 +100,7 @@ impl State {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphCreate(to: *mut u64, _flags: u32) -> Status {
+    entry!("cuGraphCreate");
     call(|s| {
         let h = s.handle();
         s.graphs.insert(h, Graph::default());
@@ -109,6 +110,7 @@ pub unsafe extern "C" fn cuGraphCreate(to: *mut u64, _flags: u32) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphClone(to: *mut u64, graph: u64) -> Status {
+    entry!("cuGraphClone");
     call(|s| {
         let g = s.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
         let h = s.handle();
@@ -119,11 +121,13 @@ pub unsafe extern "C" fn cuGraphClone(to: *mut u64, graph: u64) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphDestroy(graph: u64) -> Status {
+    entry!("cuGraphDestroy");
     call_always(|s| s.graphs.remove(&graph).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphInstantiateWithFlags(to: *mut u64, graph: u64, _flags: u64) -> Status {
+    entry!("cuGraphInstantiateWithFlags");
     call(|s| s.instantiate(graph).and_then(|h| put(to, h)))
 }
 
@@ -136,26 +140,31 @@ pub unsafe extern "C" fn cuGraphInstantiate_v2(
     _log: *mut c_char,
     _n: usize,
 ) -> Status {
+    entry!("cuGraphInstantiate_v2");
     cuGraphInstantiateWithFlags(to, graph, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphInstantiateWithParams(to: *mut u64, graph: u64, _params: *mut c_void) -> Status {
+    entry!("cuGraphInstantiateWithParams");
     cuGraphInstantiateWithFlags(to, graph, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphExecDestroy(exec: u64) -> Status {
+    entry!("cuGraphExecDestroy");
     call_always(|s| s.executables.remove(&exec).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphUpload(exec: u64, _stream: u64) -> Status {
+    entry!("cuGraphUpload");
     call(|s| s.executables.get(&exec).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphLaunch(exec: u64, stream: u64) -> Status {
+    entry!("cuGraphLaunch");
     call(|s| {
         let g = s.executables.get(&exec).ok_or(INVALID_HANDLE)?.clone();
         for (_, op) in g.nodes {
@@ -177,6 +186,7 @@ pub struct UpdateInfo {
 /// The new graph must have the same kinds of nodes in the same order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphExecUpdate_v2(exec: u64, graph: u64, info: *mut UpdateInfo) -> Status {
+    entry!("cuGraphExecUpdate_v2");
     call(|s| {
         let new = s.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
         let old = s.executables.get_mut(&exec).ok_or(INVALID_HANDLE)?;
@@ -200,6 +210,7 @@ pub unsafe extern "C" fn cuGraphExecUpdate_v2(exec: u64, graph: u64, info: *mut 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphGetNodes(graph: u64, nodes: *mut u64, n: *mut usize) -> Status {
+    entry!("cuGraphGetNodes");
     call(|s| {
         let g = s.graphs.get(&graph).ok_or(INVALID_HANDLE)?;
         if !nodes.is_null() {
@@ -218,6 +229,7 @@ fn find(s: &mut State, node: u64) -> Result<&mut Op, Status> {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphNodeGetType(node: u64, kind: *mut i32) -> Status {
+    entry!("cuGraphNodeGetType");
     call(|s| {
         let k = match find(s, node)? {
             Op::Kernel { .. } => 0,
@@ -238,6 +250,7 @@ pub unsafe extern "C" fn cuGraphAddKernelNode_v2(
     _n: usize,
     p: *const KernelParams,
 ) -> Status {
+    entry!("cuGraphAddKernelNode_v2");
     call(|s| {
         let op = s.kernel_op(p)?;
         s.add(graph, op).and_then(|h| put(to, h))
@@ -246,6 +259,7 @@ pub unsafe extern "C" fn cuGraphAddKernelNode_v2(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphAddEmptyNode(to: *mut u64, graph: u64, _after: *const u64, _n: usize) -> Status {
+    entry!("cuGraphAddEmptyNode");
     call(|s| s.add(graph, Op::Empty).and_then(|h| put(to, h)))
 }
 
@@ -258,6 +272,7 @@ pub unsafe extern "C" fn cuGraphAddMemsetNode(
     p: *const FillParams,
     _ctx: u64,
 ) -> Status {
+    entry!("cuGraphAddMemsetNode");
     call(|s| {
         let p = p.as_ref().ok_or(INVALID_VALUE)?;
         if p.height > 1 || !matches!(p.element, 1 | 2 | 4) {
@@ -270,6 +285,7 @@ pub unsafe extern "C" fn cuGraphAddMemsetNode(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphKernelNodeSetParams_v2(node: u64, p: *const KernelParams) -> Status {
+    entry!("cuGraphKernelNodeSetParams_v2");
     call(|s| {
         let op = s.kernel_op(p)?;
         *find(s, node)? = op;
@@ -279,6 +295,7 @@ pub unsafe extern "C" fn cuGraphKernelNodeSetParams_v2(node: u64, p: *const Kern
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGraphExecKernelNodeSetParams_v2(exec: u64, node: u64, p: *const KernelParams) -> Status {
+    entry!("cuGraphExecKernelNodeSetParams_v2");
     call(|s| {
         let op = s.kernel_op(p)?;
         let g = s.executables.get_mut(&exec).ok_or(INVALID_HANDLE)?;

@@ -141,6 +141,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
     params: *const *const c_void,
     extra: *const *const c_void,
 ) -> Status {
+    entry!("cuLaunchKernel");
     call(|s| s.launch(function, Shape { grid: [gx, gy, gz], block: [bx, by, bz], shared }, stream, params, extra))
 }
 
@@ -158,6 +159,7 @@ pub unsafe extern "C" fn cuLaunchCooperativeKernel(
     stream: u64,
     params: *const *const c_void,
 ) -> Status {
+    entry!("cuLaunchCooperativeKernel");
     call(|s| {
         let shape = Shape { grid: [gx, gy, gz], block: [bx, by, bz], shared };
         // All blocks must be resident: one worker thread each.
@@ -181,6 +183,7 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
     params: *const *const c_void,
     extra: *const *const c_void,
 ) -> Status {
+    entry!("cuLaunchKernelEx");
     call(|s| {
         let c = config.as_ref().ok_or(INVALID_VALUE)?;
         let shape = Shape { grid: c.grid, block: c.block, shared: c.shared };
@@ -192,6 +195,7 @@ type HostFunction = unsafe extern "C" fn(*mut c_void);
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLaunchHostFunc(stream: u64, f: Option<HostFunction>, argument: *mut c_void) -> Status {
+    entry!("cuLaunchHostFunc");
     let mut run = None;
     let r = call(|s| {
         let f = f.ok_or(INVALID_VALUE)?;
@@ -228,6 +232,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
     threads: i32,
     shared: usize,
 ) -> Status {
+    entry!("cuOccupancyMaxActiveBlocksPerMultiprocessor");
     call(|s| put(n, blocks(s, function, threads, shared)? as i32))
 }
 
@@ -239,6 +244,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     shared: usize,
     _flags: u32,
 ) -> Status {
+    entry!("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags");
     cuOccupancyMaxActiveBlocksPerMultiprocessor(n, function, threads, shared)
 }
 
@@ -253,6 +259,7 @@ pub unsafe extern "C" fn cuOccupancyMaxPotentialBlockSize(
     shared: usize,
     limit: i32,
 ) -> Status {
+    entry!("cuOccupancyMaxPotentialBlockSize");
     call(|s| {
         let most = s.functions.get(&function).ok_or(INVALID_HANDLE)?.kernel.max_threads;
         let most = if most == 0 { 1024 } else { most.min(1024) } as i32;
@@ -279,6 +286,7 @@ pub unsafe extern "C" fn cuOccupancyMaxPotentialBlockSizeWithFlags(
     limit: i32,
     _flags: u32,
 ) -> Status {
+    entry!("cuOccupancyMaxPotentialBlockSizeWithFlags");
     cuOccupancyMaxPotentialBlockSize(grid, block, function, shared_of, shared, limit)
 }
 
@@ -289,6 +297,7 @@ pub unsafe extern "C" fn cuOccupancyAvailableDynamicSMemPerBlock(
     num: i32,
     _threads: i32,
 ) -> Status {
+    entry!("cuOccupancyAvailableDynamicSMemPerBlock");
     call(|s| {
         let f = s.functions.get(&function).ok_or(INVALID_HANDLE)?;
         if num <= 0 {
@@ -305,6 +314,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveClusters(
     function: u64,
     config: *const LaunchConfig,
 ) -> Status {
+    entry!("cuOccupancyMaxActiveClusters");
     call(|s| {
         let c = config.as_ref().ok_or(INVALID_VALUE)?;
         let threads = c.block.iter().product::<u32>() as i32;

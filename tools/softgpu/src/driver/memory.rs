@@ -89,6 +89,7 @@ impl State {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Status {
+    entry!("cuMemGetInfo_v2");
     call(|s| {
         let (f, t) = s.memory()?.info();
         put(free, f as usize)?;
@@ -98,6 +99,7 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAlloc_v2(to: *mut u64, bytes: usize) -> Status {
+    entry!("cuMemAlloc_v2");
     call(|s| s.allocate(bytes, Use::Device).and_then(|a| put(to, a)))
 }
 
@@ -109,6 +111,7 @@ pub unsafe extern "C" fn cuMemAllocPitch_v2(
     height: usize,
     _element: u32,
 ) -> Status {
+    entry!("cuMemAllocPitch_v2");
     call(|s| {
         let p = width.next_multiple_of(512);
         let a = s.allocate(p.checked_mul(height).ok_or(INVALID_VALUE)?, Use::Device)?;
@@ -119,11 +122,13 @@ pub unsafe extern "C" fn cuMemAllocPitch_v2(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> Status {
+    entry!("cuMemFree_v2");
     call(|s| s.release(address, "cuMemFree"))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usize, address: u64) -> Status {
+    entry!("cuMemGetAddressRange_v2");
     call(|s| {
         let a = s.memory()?.find(address).cloned().ok_or(NOT_FOUND)?;
         if !base.is_null() {
@@ -135,47 +140,56 @@ pub unsafe extern "C" fn cuMemGetAddressRange_v2(base: *mut u64, bytes: *mut usi
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAllocManaged(to: *mut u64, bytes: usize, _flags: u32) -> Status {
+    entry!("cuMemAllocManaged");
     call(|s| s.allocate(bytes, Use::Host).and_then(|a| put(to, a)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostAlloc(to: *mut u64, bytes: usize, _flags: u32) -> Status {
+    entry!("cuMemHostAlloc");
     call(|s| s.allocate(bytes, Use::Host).and_then(|a| put(to, a)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAllocHost_v2(to: *mut u64, bytes: usize) -> Status {
+    entry!("cuMemAllocHost_v2");
     cuMemHostAlloc(to, bytes, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFreeHost(address: u64) -> Status {
+    entry!("cuMemFreeHost");
     call(|s| s.release(address, "cuMemFreeHost"))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostGetDevicePointer_v2(to: *mut u64, address: u64, _flags: u32) -> Status {
+    entry!("cuMemHostGetDevicePointer_v2");
     call(|s| if s.memory()?.contains(address, 1) { put(to, address) } else { Err(INVALID_VALUE) })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostGetFlags(flags: *mut u32, _address: u64) -> Status {
+    entry!("cuMemHostGetFlags");
     call(|_| put(flags, 0))
 }
 
 /// Registered memory may be copied from and to, as any host memory; kernels cannot reach it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostRegister_v2(_address: *mut c_void, _bytes: usize, _flags: u32) -> Status {
+    entry!("cuMemHostRegister_v2");
     call(|_| Ok(()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostUnregister(_address: *mut c_void) -> Status {
+    entry!("cuMemHostUnregister");
     call(|_| Ok(()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAdvise_v2(_address: u64, _bytes: usize, _advice: i32, _location: u64) -> Status {
+    entry!("cuMemAdvise_v2");
     call(|_| Ok(()))
 }
 
@@ -187,12 +201,14 @@ pub unsafe extern "C" fn cuMemPrefetchAsync_v2(
     _flags: u32,
     _stream: u64,
 ) -> Status {
+    entry!("cuMemPrefetchAsync_v2");
     call(|_| Ok(()))
 }
 
 /// `CUpointer_attribute`: 1 context, 2 memory type, 3 device pointer, 4 host pointer, 8 managed, 9 device ordinal.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuPointerGetAttribute(to: *mut c_void, attribute: i32, address: u64) -> Status {
+    entry!("cuPointerGetAttribute");
     call(|s| {
         let a = s.memory()?.find(address).cloned().ok_or(INVALID_VALUE)?;
         match attribute {
@@ -212,10 +228,12 @@ macro_rules! copies {
     ($($name:ident($to:ident: $tt:ty, $from:ident: $ft:ty) $async_name:ident;)*) => {$(
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($to: $tt, $from: $ft, bytes: usize) -> Status {
+            entry!(stringify!($name));
             call(|s| s.copy($to as u64, $from as u64, bytes as u64, stringify!($name)))
         }
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $async_name($to: $tt, $from: $ft, bytes: usize, stream: u64) -> Status {
+            entry!(stringify!($async_name));
             call(|s| s.enqueue(stream, Op::Copy { to: $to as u64, from: $from as u64, bytes: bytes as u64 }))
         }
     )*};
@@ -229,6 +247,7 @@ copies! {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyPeer(to: u64, _to_ctx: u64, from: u64, _from_ctx: u64, bytes: usize) -> Status {
+    entry!("cuMemcpyPeer");
     call(|s| s.copy(to, from, bytes as u64, "cuMemcpyPeer"))
 }
 
@@ -241,6 +260,7 @@ pub unsafe extern "C" fn cuMemcpyPeerAsync(
     bytes: usize,
     stream: u64,
 ) -> Status {
+    entry!("cuMemcpyPeerAsync");
     call(|s| s.enqueue(stream, Op::Copy { to, from, bytes: bytes as u64 }))
 }
 
@@ -288,16 +308,19 @@ unsafe fn copy_2d(p: *const Copy2d, stream: Option<u64>) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpy2D_v2(p: *const Copy2d) -> Status {
+    entry!("cuMemcpy2D_v2");
     copy_2d(p, None)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpy2DUnaligned_v2(p: *const Copy2d) -> Status {
+    entry!("cuMemcpy2DUnaligned_v2");
     copy_2d(p, None)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpy2DAsync_v2(p: *const Copy2d, stream: u64) -> Status {
+    entry!("cuMemcpy2DAsync_v2");
     copy_2d(p, Some(stream))
 }
 
@@ -305,10 +328,12 @@ macro_rules! fills {
     ($($name:ident $async_name:ident $t:ty, $width:literal;)*) => {$(
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(to: u64, value: $t, n: usize) -> Status {
+            entry!(stringify!($name));
             call(|s| s.fill(to, u32::from(value), $width, n as u64))
         }
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $async_name(to: u64, value: $t, n: usize, stream: u64) -> Status {
+            entry!(stringify!($async_name));
             call(|s| s.enqueue(stream, Op::Fill { to, value: u32::from(value), width: $width, n: n as u64 }))
         }
     )*};
@@ -321,17 +346,20 @@ fills! {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAllocAsync(to: *mut u64, bytes: usize, _stream: u64) -> Status {
+    entry!("cuMemAllocAsync");
     // While capturing, the allocation is made at once and its address stays valid for every launch of the graph.
     call(|s| s.allocate(bytes, Use::Device).and_then(|a| put(to, a)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAllocFromPoolAsync(to: *mut u64, bytes: usize, _pool: u64, stream: u64) -> Status {
+    entry!("cuMemAllocFromPoolAsync");
     cuMemAllocAsync(to, bytes, stream)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFreeAsync(address: u64, stream: u64) -> Status {
+    entry!("cuMemFreeAsync");
     call(|s| {
         if s.capture_of(stream).is_some() {
             // The graph keeps using the memory at every launch.
@@ -343,21 +371,25 @@ pub unsafe extern "C" fn cuMemFreeAsync(address: u64, stream: u64) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetDefaultMemPool(pool: *mut u64, _dev: i32) -> Status {
+    entry!("cuDeviceGetDefaultMemPool");
     call(|_| put(pool, POOL))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetMemPool(pool: *mut u64, _dev: i32) -> Status {
+    entry!("cuDeviceGetMemPool");
     call(|_| put(pool, POOL))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceSetMemPool(_dev: i32, _pool: u64) -> Status {
+    entry!("cuDeviceSetMemPool");
     call(|_| Ok(()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolCreate(pool: *mut u64, _props: *const c_void) -> Status {
+    entry!("cuMemPoolCreate");
     call(|s| {
         let h = s.handle();
         put(pool, h)
@@ -366,22 +398,26 @@ pub unsafe extern "C" fn cuMemPoolCreate(pool: *mut u64, _props: *const c_void) 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolDestroy(_pool: u64) -> Status {
+    entry!("cuMemPoolDestroy");
     call_always(|_| Ok(()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolTrimTo(_pool: u64, _keep: usize) -> Status {
+    entry!("cuMemPoolTrimTo");
     call(|_| Ok(()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolSetAttribute(_pool: u64, _attribute: i32, _value: *mut c_void) -> Status {
+    entry!("cuMemPoolSetAttribute");
     call(|_| Ok(()))
 }
 
 /// Pools keep nothing back: reserved equals used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolGetAttribute(_pool: u64, attribute: i32, value: *mut c_void) -> Status {
+    entry!("cuMemPoolGetAttribute");
     call(|s| {
         let (free, total) = s.memory()?.info();
         let peak = s.memory()?.peak();
@@ -397,5 +433,6 @@ pub unsafe extern "C" fn cuMemPoolGetAttribute(_pool: u64, attribute: i32, value
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemPoolSetAccess(_pool: u64, _map: *const c_void, _n: usize) -> Status {
+    entry!("cuMemPoolSetAccess");
     call(|_| Ok(()))
 }

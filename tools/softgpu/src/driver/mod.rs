@@ -10,8 +10,10 @@
 #![allow(non_snake_case, clippy::missing_safety_doc, missing_docs, unsafe_op_in_unsafe_fn)]
 
 pub mod context;
+pub mod errors;
 pub mod fatbin;
 pub mod graph;
+pub mod inject;
 pub mod launch;
 pub mod memory;
 pub mod module;
@@ -24,6 +26,8 @@ use crate::gpu::Module;
 use crate::ir::Kernel;
 use crate::memory::Memory;
 use crate::report::Report;
+use errors::ERRORS;
+pub(crate) use inject::entry;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -40,6 +44,7 @@ pub const INVALID_IMAGE: Status = 200;
 pub const INVALID_CONTEXT: Status = 201;
 pub const NO_BINARY: Status = 209;
 pub const INVALID_PTX: Status = 218;
+pub const UNSUPPORTED_PTX_VERSION: Status = 222;
 pub const FILE_NOT_FOUND: Status = 301;
 pub const INVALID_HANDLE: Status = 400;
 pub const NOT_FOUND: Status = 500;
@@ -49,37 +54,7 @@ pub const CAPTURE_INVALIDATED: Status = 901;
 pub const NOT_CAPTURING: Status = 903;
 pub const UPDATE_FAILURE: Status = 910;
 pub const NOT_SUPPORTED: Status = 801;
-
-/// Name and text of the results this library returns.
-const ERRORS: [(Status, &CStr, &CStr); 27] = [
-    (0, c"CUDA_SUCCESS", c"no error"),
-    (1, c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
-    (2, c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
-    (3, c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
-    (4, c"CUDA_ERROR_DEINITIALIZED", c"driver shutting down"),
-    (100, c"CUDA_ERROR_NO_DEVICE", c"no CUDA-capable device is detected"),
-    (101, c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
-    (200, c"CUDA_ERROR_INVALID_IMAGE", c"device kernel image is invalid"),
-    (201, c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
-    (209, c"CUDA_ERROR_NO_BINARY_FOR_GPU", c"no kernel image is available for execution on the device"),
-    (218, c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
-    (301, c"CUDA_ERROR_FILE_NOT_FOUND", c"file not found"),
-    (400, c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
-    (500, c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
-    (600, c"CUDA_ERROR_NOT_READY", c"device not ready"),
-    (700, c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
-    (701, c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", c"too many resources requested for launch"),
-    (702, c"CUDA_ERROR_LAUNCH_TIMEOUT", c"the launch timed out and was terminated"),
-    (710, c"CUDA_ERROR_ASSERT", c"device-side assert triggered"),
-    (715, c"CUDA_ERROR_ILLEGAL_INSTRUCTION", c"an illegal instruction was encountered"),
-    (716, c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
-    (719, c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
-    (801, c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
-    (900, c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", c"operation not permitted when stream is capturing"),
-    (901, c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", c"operation failed due to a previous error during capture"),
-    (903, c"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", c"operation would result in a capture that was not started here"),
-    (910, c"CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE", c"the graph update was not performed because it included changes"),
-];
+pub const UNKNOWN: Status = 999;
 
 /// A function handle.
 pub struct Function {
@@ -94,6 +69,9 @@ pub struct Function {
 pub struct State {
     pub initialised: bool,
     pub part: Part,
+    /// Version told by cuDriverGetVersion, 1000 * major + 10 * minor; newer PTX is refused when it was asked for.
+    pub version: i32,
+    pub strict_version: bool,
     pub capacity: u64,
     pub memory: Option<Memory>,
     pub options: Options,
@@ -117,15 +95,20 @@ unsafe impl Send for State {}
 
 /// The device's only context besides those a program makes itself.
 pub const PRIMARY: u64 = 0x5047_0000_0010;
+/// The driver version told when none is asked for: CUDA 13.5.
+pub const NEWEST_VERSION: i32 = 13050;
 /// The default memory pool.
 pub const POOL: u64 = 0x5047_0000_0020;
 
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| {
     let part = Part::from_env();
     let capacity = std::env::var("SOFTGPU_MEMORY").ok().and_then(|v| parse_bytes(&v)).unwrap_or(part.memory_bytes);
+    let version = std::env::var("SOFTGPU_DRIVER_VERSION").ok().and_then(|v| v.trim().parse().ok());
     Mutex::new(State {
         initialised: false,
         part,
+        version: version.unwrap_or(NEWEST_VERSION),
+        strict_version: version.is_some(),
         capacity,
         memory: None,
         options: Options::from_env(),
@@ -182,6 +165,33 @@ impl State {
         }
         Ok(())
     }
+
+    /// What is told of device memory before it goes: leaks on request, the most that was in use.
+    fn last_look(&mut self) {
+        let Some(m) = &self.memory else { return };
+        if std::env::var("SOFTGPU_LEAKS").is_ok_and(|v| v != "0") {
+            let left: Vec<_> = m.allocations().filter(|a| a.kind == crate::memory::Use::Device).collect();
+            if !left.is_empty() {
+                say(&format!("{} allocations were not freed:", left.len()));
+                left.iter().take(20).for_each(|a| say(&format!("  {} bytes at {:#x}", a.bytes, a.start)));
+            }
+        }
+        self.report.peak_bytes = self.report.peak_bytes.max(m.peak());
+    }
+
+    /// The end of the last context: everything it owned goes, and with it a fault.
+    pub fn end_context(&mut self) {
+        self.last_look();
+        self.sticky = SUCCESS;
+        self.modules.clear();
+        self.functions.clear();
+        self.by_name.clear();
+        self.streams.clear();
+        self.events.clear();
+        self.graphs.clear();
+        self.executables.clear();
+        self.memory = None;
+    }
 }
 
 /// Tells the user something on stderr.
@@ -195,7 +205,7 @@ fn finish(r: Result<(), Status>) -> Status {
 
 /// Runs a call on the state. Before `cuInit` nothing works, after a fault everything repeats it.
 pub fn call(f: impl FnOnce(&mut State) -> Result<(), Status>) -> Status {
-    let Ok(mut s) = STATE.lock() else { return 999 };
+    let Ok(mut s) = STATE.lock() else { return UNKNOWN };
     if !s.initialised {
         return NOT_INITIALIZED;
     }
@@ -207,7 +217,7 @@ pub fn call(f: impl FnOnce(&mut State) -> Result<(), Status>) -> Status {
 
 /// As `call`, also after a fault: releasing things and asking for the device stay possible.
 pub fn call_always(f: impl FnOnce(&mut State) -> Result<(), Status>) -> Status {
-    let Ok(mut s) = STATE.lock() else { return 999 };
+    let Ok(mut s) = STATE.lock() else { return UNKNOWN };
     if !s.initialised {
         return NOT_INITIALIZED;
     }
@@ -234,16 +244,7 @@ pub unsafe fn text<'a>(p: *const c_char) -> Result<&'a str, Status> {
 extern "C" fn at_exit() {
     let Ok(mut s) = STATE.lock() else { return };
     let s = &mut *s;
-    if let Some(m) = &s.memory {
-        if std::env::var("SOFTGPU_LEAKS").is_ok_and(|v| v != "0") {
-            let left: Vec<_> = m.allocations().filter(|a| a.kind == crate::memory::Use::Device).collect();
-            if !left.is_empty() {
-                say(&format!("{} allocations were not freed:", left.len()));
-                left.iter().take(20).for_each(|a| say(&format!("  {} bytes at {:#x}", a.bytes, a.start)));
-            }
-        }
-        s.report.peak_bytes = m.peak();
-    }
+    s.last_look();
     if let Some(path) = std::env::var_os("SOFTGPU_REPORT")
         && let Err(e) = s.report.write(std::path::Path::new(&path), &s.part)
     {
@@ -253,6 +254,7 @@ extern "C" fn at_exit() {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuInit(flags: u32) -> Status {
+    entry!("cuInit");
     if flags != 0 {
         return INVALID_VALUE;
     }
@@ -260,7 +262,7 @@ pub unsafe extern "C" fn cuInit(flags: u32) -> Status {
         say("this CPU lacks AVX2 and FMA");
         return NO_DEVICE;
     }
-    let Ok(mut s) = STATE.lock() else { return 999 };
+    let Ok(mut s) = STATE.lock() else { return UNKNOWN };
     if !s.initialised {
         s.initialised = true;
         libc::atexit(at_exit);
@@ -270,11 +272,16 @@ pub unsafe extern "C" fn cuInit(flags: u32) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut i32) -> Status {
-    finish(put(version, 13000))
+    entry!("cuDriverGetVersion");
+    {
+        let Ok(s) = STATE.lock() else { return UNKNOWN };
+        finish(put(version, s.version))
+    }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorName(error: Status, name: *mut *const c_char) -> Status {
+    entry!("cuGetErrorName");
     match ERRORS.iter().find(|e| e.0 == error) {
         Some(e) => finish(put(name, e.1.as_ptr())),
         None => INVALID_VALUE,
@@ -283,6 +290,7 @@ pub unsafe extern "C" fn cuGetErrorName(error: Status, name: *mut *const c_char)
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorString(error: Status, name: *mut *const c_char) -> Status {
+    entry!("cuGetErrorString");
     match ERRORS.iter().find(|e| e.0 == error) {
         Some(e) => finish(put(name, e.2.as_ptr())),
         None => INVALID_VALUE,
@@ -291,10 +299,12 @@ pub unsafe extern "C" fn cuGetErrorString(error: Status, name: *mut *const c_cha
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuProfilerStart() -> Status {
+    entry!("cuProfilerStart");
     SUCCESS
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuProfilerStop() -> Status {
+    entry!("cuProfilerStop");
     SUCCESS
 }

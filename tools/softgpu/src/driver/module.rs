@@ -9,18 +9,37 @@ use std::ffi::c_void;
 const JIT_ERROR_LOG: i32 = 5;
 const JIT_ERROR_LOG_BYTES: i32 = 6;
 
+/// The newest PTX version a driver takes, by the table of the PTX manual's release notes.
+fn ptx_version(driver: i32) -> (u32, u32) {
+    let (major, minor) = ((driver / 1000) as u32, (driver % 1000 / 10) as u32);
+    match (major, minor) {
+        (..=10, _) => (6, minor.min(5)),
+        (11, _) => (7, minor),
+        (12, 0..=5) => (8, minor),
+        (12, _) => (8, minor - 1),
+        _ => (major - 4, minor),
+    }
+}
+
 impl State {
     fn load_text(&mut self, text: &str) -> Result<(u64, String), (Status, String)> {
         let arch = self.part.arch;
+        let newest = if self.strict_version { ptx_version(self.version) } else { (u32::MAX, 0) };
         let memory = self.memory().map_err(|e| (e, String::new()))?;
         match crate::gpu::load(text, memory) {
-            Ok(m) if m.target > arch => {
-                let text = format!("the PTX is for sm_{}, this device is sm_{arch} (SOFTGPU_ARCH)", m.target);
+            Ok(m) if m.target > arch || m.version > newest => {
+                let (status, text) = if m.version > newest {
+                    let ((a, b), (c, d)) = (m.version, newest);
+                    let text = format!("the PTX has version {a}.{b}, this driver takes up to {c}.{d}");
+                    (UNSUPPORTED_PTX_VERSION, text)
+                } else {
+                    (NO_BINARY, format!("the PTX is for sm_{}, this device is sm_{arch} (SOFTGPU_ARCH)", m.target))
+                };
                 for (a, _) in m.globals.values() {
                     // The variables of a module that is not kept.
                     let _ = memory.free(*a);
                 }
-                Err((NO_BINARY, text))
+                Err((status, text))
             }
             Ok(m) => {
                 let h = self.handle();
@@ -88,6 +107,7 @@ impl State {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(to: *mut u64, image: *const c_void) -> Status {
+    entry!("cuModuleLoadData");
     call(|s| s.load_image(to, image, None))
 }
 
@@ -99,6 +119,7 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
     options: *const i32,
     values: *const *mut c_void,
 ) -> Status {
+    entry!("cuModuleLoadDataEx");
     let (mut buffer, mut bytes) = (std::ptr::null_mut(), 0);
     if !options.is_null() && !values.is_null() {
         for i in 0..n as usize {
@@ -115,11 +136,13 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadFatBinary(to: *mut u64, image: *const c_void) -> Status {
+    entry!("cuModuleLoadFatBinary");
     cuModuleLoadData(to, image)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoad(to: *mut u64, path: *const c_char) -> Status {
+    entry!("cuModuleLoad");
     call(|s| {
         let mut bytes = std::fs::read(text(path)?).map_err(|_| FILE_NOT_FOUND)?;
         bytes.extend([0; 16]);
@@ -129,16 +152,19 @@ pub unsafe extern "C" fn cuModuleLoad(to: *mut u64, path: *const c_char) -> Stat
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleUnload(module: u64) -> Status {
+    entry!("cuModuleUnload");
     call_always(|s| s.unload(module))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleGetFunction(to: *mut u64, module: u64, name: *const c_char) -> Status {
+    entry!("cuModuleGetFunction");
     call(|s| s.function(module, text(name)?).and_then(|h| put(to, h)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleGetFunctionCount(to: *mut u32, module: u64) -> Status {
+    entry!("cuModuleGetFunctionCount");
     call(|s| put(to, s.modules.get(&module).ok_or(INVALID_HANDLE)?.kernels.len() as u32))
 }
 
@@ -149,6 +175,7 @@ pub unsafe extern "C" fn cuModuleGetGlobal_v2(
     module: u64,
     name: *const c_char,
 ) -> Status {
+    entry!("cuModuleGetGlobal_v2");
     call(|s| {
         let m = s.modules.get(&module).ok_or(INVALID_HANDLE)?;
         let (a, n) = *m.globals.get(text(name)?).ok_or(NOT_FOUND)?;
@@ -161,6 +188,7 @@ pub unsafe extern "C" fn cuModuleGetGlobal_v2(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleGetLoadingMode(mode: *mut i32) -> Status {
+    entry!("cuModuleGetLoadingMode");
     call(|_| put(mode, 1))
 }
 
@@ -176,21 +204,25 @@ pub unsafe extern "C" fn cuLibraryLoadData(
     _values: *const *mut c_void,
     _m: u32,
 ) -> Status {
+    entry!("cuLibraryLoadData");
     cuModuleLoadData(to, image)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLibraryUnload(library: u64) -> Status {
+    entry!("cuLibraryUnload");
     cuModuleUnload(library)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLibraryGetKernel(to: *mut u64, library: u64, name: *const c_char) -> Status {
+    entry!("cuLibraryGetKernel");
     cuModuleGetFunction(to, library, name)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLibraryGetModule(to: *mut u64, library: u64) -> Status {
+    entry!("cuLibraryGetModule");
     call(|_| put(to, library))
 }
 
@@ -201,17 +233,20 @@ pub unsafe extern "C" fn cuLibraryGetGlobal(
     library: u64,
     name: *const c_char,
 ) -> Status {
+    entry!("cuLibraryGetGlobal");
     cuModuleGetGlobal_v2(to, bytes, library, name)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuKernelGetFunction(to: *mut u64, kernel: u64) -> Status {
+    entry!("cuKernelGetFunction");
     call(|_| put(to, kernel))
 }
 
 /// `CUfunction_attribute`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: i32, function: u64) -> Status {
+    entry!("cuFuncGetAttribute");
     call(|s| {
         let (target, optin) = (s.part.arch as i32, s.part.shared_optin);
         let f = s.functions.get(&function).ok_or(INVALID_HANDLE)?;
@@ -241,6 +276,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: i32, fun
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncSetAttribute(function: u64, attribute: i32, value: i32) -> Status {
+    entry!("cuFuncSetAttribute");
     call(|s| {
         let optin = s.part.shared_optin;
         let f = s.functions.get_mut(&function).ok_or(INVALID_HANDLE)?;
@@ -266,41 +302,49 @@ pub unsafe extern "C" fn cuFuncSetAttribute(function: u64, attribute: i32, value
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuKernelGetAttribute(value: *mut i32, attribute: i32, kernel: u64, _dev: i32) -> Status {
+    entry!("cuKernelGetAttribute");
     cuFuncGetAttribute(value, attribute, kernel)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuKernelSetAttribute(attribute: i32, value: i32, kernel: u64, _dev: i32) -> Status {
+    entry!("cuKernelSetAttribute");
     cuFuncSetAttribute(kernel, attribute, value)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncSetCacheConfig(function: u64, _config: i32) -> Status {
+    entry!("cuFuncSetCacheConfig");
     call(|s| s.functions.get(&function).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncSetSharedMemConfig(function: u64, _config: i32) -> Status {
+    entry!("cuFuncSetSharedMemConfig");
     cuFuncSetCacheConfig(function, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncGetModule(to: *mut u64, function: u64) -> Status {
+    entry!("cuFuncGetModule");
     call(|s| put(to, s.functions.get(&function).ok_or(INVALID_HANDLE)?.module))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncGetName(to: *mut *const c_char, function: u64) -> Status {
+    entry!("cuFuncGetName");
     call(|s| put(to, s.functions.get(&function).ok_or(INVALID_HANDLE)?.name.as_ptr()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncLoad(function: u64) -> Status {
+    entry!("cuFuncLoad");
     cuFuncSetCacheConfig(function, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuFuncGetParamInfo(function: u64, n: usize, offset: *mut usize, bytes: *mut usize) -> Status {
+    entry!("cuFuncGetParamInfo");
     call(|s| {
         let f = s.functions.get(&function).ok_or(INVALID_HANDLE)?;
         let p = f.kernel.params.get(n).ok_or(INVALID_VALUE)?;

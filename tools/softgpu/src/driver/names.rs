@@ -27,6 +27,7 @@ macro_rules! missing {
             // In C's calling conventions extra arguments do no harm, so one signature serves all.
             #[unsafe(no_mangle)]
             pub unsafe extern "C" fn $name() -> Status {
+                entry!(stringify!($name));
                 say(concat!(stringify!($name), " is not supported"));
                 NOT_SUPPORTED
             }
@@ -45,7 +46,7 @@ unsafe impl Sync for Address {}
 /// The function a program means by a name: the newest version this library has of it.
 fn find(name: &str) -> Option<*const c_void> {
     let all = || IMPLEMENTED.iter().chain(MISSING);
-    let exact = |n: &str| IMPLEMENTED.iter().find(|(k, _)| *k == n).map(|(_, a)| a.0);
+    let exact = |n: &str| IMPLEMENTED.iter().find(|(k, _)| *k == n && !inject::hidden(k)).map(|(_, a)| a.0);
     // Names without a version mean the newest binary interface.
     let newest = match name {
         "cuGraphInstantiate" => exact("cuGraphInstantiateWithFlags"),
@@ -53,7 +54,7 @@ fn find(name: &str) -> Option<*const c_void> {
         "cuCtxCreate" => exact("cuCtxCreate_v2"),
         _ => exact(&format!("{name}_v2")),
     };
-    newest.or_else(|| exact(name)).or_else(|| all().find(|(k, _)| *k == name).map(|(_, a)| a.0))
+    newest.or_else(|| exact(name)).or_else(|| all().find(|(k, _)| *k == name && !inject::hidden(k)).map(|(_, a)| a.0))
 }
 
 /// Looks a function up. An unknown name is found too late to be exported, so it is reported and not found.
@@ -65,6 +66,7 @@ pub unsafe extern "C" fn cuGetProcAddress_v2(
     _flags: u64,
     status: *mut i32,
 ) -> Status {
+    entry!("cuGetProcAddress_v2");
     let found = match text(name) {
         Ok(n) => find(n).or_else(|| {
             say(&format!("cuGetProcAddress: {n} is not supported"));
@@ -94,12 +96,14 @@ pub unsafe extern "C" fn cuGetProcAddress(
     version: i32,
     flags: u64,
 ) -> Status {
+    entry!("cuGetProcAddress");
     cuGetProcAddress_v2(name, to, version, flags, std::ptr::null_mut())
 }
 
 /// Private tables of NVIDIA's own libraries.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetExportTable(_to: *mut *const c_void, _id: *const c_void) -> Status {
+    entry!("cuGetExportTable");
     NOT_FOUND
 }
 

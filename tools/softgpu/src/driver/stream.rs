@@ -63,16 +63,19 @@ fn create(to: *mut u64, flags: u32, priority: i32) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreate(to: *mut u64, flags: u32) -> Status {
+    entry!("cuStreamCreate");
     create(to, flags, 0)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreateWithPriority(to: *mut u64, flags: u32, priority: i32) -> Status {
+    entry!("cuStreamCreateWithPriority");
     create(to, flags, priority)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamDestroy_v2(stream: u64) -> Status {
+    entry!("cuStreamDestroy_v2");
     call_always(|s| s.streams.remove(&stream).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
@@ -89,16 +92,19 @@ fn settled(s: &State, stream: u64) -> Result<(), Status> {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamQuery(stream: u64) -> Status {
+    entry!("cuStreamQuery");
     call(|s| settled(s, stream))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamSynchronize(stream: u64) -> Status {
+    entry!("cuStreamSynchronize");
     call(|s| settled(s, stream))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, _flags: u32) -> Status {
+    entry!("cuStreamWaitEvent");
     call(|s| {
         let capture = s.events.get(&event).ok_or(INVALID_HANDLE)?.capture;
         if let (Some((g, origin)), Some(x)) = (capture, s.streams.get_mut(&stream)) {
@@ -113,26 +119,31 @@ pub unsafe extern "C" fn cuStreamWaitEvent(stream: u64, event: u64, _flags: u32)
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamGetFlags(stream: u64, flags: *mut u32) -> Status {
+    entry!("cuStreamGetFlags");
     call(|s| put(flags, s.streams.get(&stream).map_or(0, |x| x.flags)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamGetPriority(stream: u64, priority: *mut i32) -> Status {
+    entry!("cuStreamGetPriority");
     call(|s| put(priority, s.streams.get(&stream).map_or(0, |x| x.priority)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamGetId(stream: u64, id: *mut u64) -> Status {
+    entry!("cuStreamGetId");
     call(|_| put(id, stream))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamGetCtx(_stream: u64, ctx: *mut u64) -> Status {
+    entry!("cuStreamGetCtx");
     call(|_| put(ctx, context::current()))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamAttachMemAsync(_stream: u64, _address: u64, _bytes: usize, _flags: u32) -> Status {
+    entry!("cuStreamAttachMemAsync");
     call(|_| Ok(()))
 }
 
@@ -145,6 +156,7 @@ pub unsafe extern "C" fn cuStreamAddCallback(
     argument: *mut c_void,
     _flags: u32,
 ) -> Status {
+    entry!("cuStreamAddCallback");
     let r = call(|s| settled(s, stream));
     if let (SUCCESS, Some(f)) = (r, f) {
         f(stream, SUCCESS, argument);
@@ -154,6 +166,7 @@ pub unsafe extern "C" fn cuStreamAddCallback(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: u64, _mode: i32) -> Status {
+    entry!("cuStreamBeginCapture_v2");
     call(|s| {
         if default_stream(stream) {
             return Err(CAPTURE_UNSUPPORTED);
@@ -172,6 +185,7 @@ pub unsafe extern "C" fn cuStreamBeginCapture_v2(stream: u64, _mode: i32) -> Sta
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamEndCapture(stream: u64, to: *mut u64) -> Status {
+    entry!("cuStreamEndCapture");
     call(|s| {
         let x = s.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?;
         if x.origin != 0 {
@@ -187,6 +201,7 @@ pub unsafe extern "C" fn cuStreamEndCapture(stream: u64, to: *mut u64) -> Status
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamIsCapturing(stream: u64, status: *mut i32) -> Status {
+    entry!("cuStreamIsCapturing");
     call(|s| put(status, i32::from(s.capture_of(stream).is_some())))
 }
 
@@ -199,6 +214,7 @@ pub unsafe extern "C" fn cuStreamGetCaptureInfo_v2(
     _dependencies: *mut *const u64,
     n: *mut usize,
 ) -> Status {
+    entry!("cuStreamGetCaptureInfo_v2");
     call(|s| {
         let g = s.capture_of(stream);
         put(status, i32::from(g.is_some()))?;
@@ -213,11 +229,13 @@ pub unsafe extern "C" fn cuStreamGetCaptureInfo_v2(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuThreadExchangeStreamCaptureMode(mode: *mut i32) -> Status {
+    entry!("cuThreadExchangeStreamCaptureMode");
     call(|_| put(mode, 0))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventCreate(to: *mut u64, _flags: u32) -> Status {
+    entry!("cuEventCreate");
     call(|s| {
         let h = s.handle();
         s.events.insert(h, Event::default());
@@ -227,11 +245,13 @@ pub unsafe extern "C" fn cuEventCreate(to: *mut u64, _flags: u32) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventDestroy_v2(event: u64) -> Status {
+    entry!("cuEventDestroy_v2");
     call_always(|s| s.events.remove(&event).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecord(event: u64, stream: u64) -> Status {
+    entry!("cuEventRecord");
     call(|s| {
         let capture =
             s.streams.get(&stream).and_then(|x| Some((x.capture?, if x.origin == 0 { stream } else { x.origin })));
@@ -243,22 +263,26 @@ pub unsafe extern "C" fn cuEventRecord(event: u64, stream: u64) -> Status {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventRecordWithFlags(event: u64, stream: u64, _flags: u32) -> Status {
+    entry!("cuEventRecordWithFlags");
     cuEventRecord(event, stream)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventQuery(event: u64) -> Status {
+    entry!("cuEventQuery");
     call(|s| s.events.get(&event).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventSynchronize(event: u64) -> Status {
+    entry!("cuEventSynchronize");
     call(|s| s.events.get(&event).map(|_| ()).ok_or(INVALID_HANDLE))
 }
 
 /// Milliseconds of this computer's clock between two events: what the stand-in took, not what a GPU would.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime(ms: *mut f32, from: u64, to: u64) -> Status {
+    entry!("cuEventElapsedTime");
     call(|s| {
         let at = |h: u64| s.events.get(&h).and_then(|e| e.time).ok_or(INVALID_HANDLE);
         put(ms, at(to)?.saturating_duration_since(at(from)?).as_secs_f32() * 1e3)
@@ -267,5 +291,6 @@ pub unsafe extern "C" fn cuEventElapsedTime(ms: *mut f32, from: u64, to: u64) ->
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, from: u64, to: u64) -> Status {
+    entry!("cuEventElapsedTime_v2");
     cuEventElapsedTime(ms, from, to)
 }
