@@ -86,8 +86,19 @@ fn rmsnorm_agrees_with_float64() {
             };
             let (dx, dw) = (on_device(&x), on_device(&encode(DType::F32, &weight)));
             let dy = on_device(&vec![0xA5; x.len()]);
-            let op = RmsNorm { dtype, x: dx.all(), weight: dw.all(), y: dy.all(), rows, hidden, eps, num_rows: None };
-            op.launch(&cuda, &stream).unwrap();
+            let op = RmsNorm {
+                dtype,
+                x: dx.all(),
+                x_stride: hidden,
+                weight: dw.all(),
+                y: dy.all(),
+                y_stride: hidden,
+                rows,
+                hidden,
+                eps,
+                num_rows: None,
+            };
+            op.prepare(&cuda).unwrap().enqueue(&stream).unwrap();
             let mut got = vec![0; x.len()];
             dy.all().copy_to_host(&stream, &mut got).unwrap();
             let (input, got) = (decode(dtype, &x), decode(dtype, &got));
@@ -121,14 +132,16 @@ fn rmsnorm_leaves_rows_beyond_the_batch_and_works_in_place() {
     let op = RmsNorm {
         dtype: DType::Bf16,
         x: buffer.all(),
+        x_stride: hidden,
         weight: weight.all(),
         y: buffer.all(),
+        y_stride: hidden,
         rows,
         hidden,
         eps: 1e-6,
         num_rows: Some(count.all()),
     };
-    op.launch(&cuda, &stream).unwrap();
+    op.prepare(&cuda).unwrap().enqueue(&stream).unwrap();
     let mut got = vec![0; x.len()];
     buffer.all().copy_to_host(&stream, &mut got).unwrap();
     let row_bytes = hidden * 2;
@@ -148,16 +161,18 @@ fn mistakes_are_errors() {
     let op = |dtype| RmsNorm {
         dtype,
         x: small.all(),
+        x_stride: 64,
         weight: small.all(),
         y: small.all(),
+        y_stride: 64,
         rows: 2,
         hidden: 64,
         eps: 1e-6,
         num_rows: None,
     };
-    let text = op(DType::F32).launch(&cuda, &stream).unwrap_err().to_string();
+    let text = op(DType::F32).prepare(&cuda).err().expect("slices too small").to_string();
     assert!(text.contains("rms_norm: x: needs 512 bytes, got 16"), "{text}");
-    assert!(matches!(op(DType::I32).launch(&cuda, &stream), Err(Error::Unsupported(_))));
+    assert!(matches!(op(DType::I32).prepare(&cuda), Err(Error::Unsupported(_))));
     assert!(small.slice(8, 9).is_err() && small.slice(usize::MAX, 2).is_err());
     assert!(small.all().copy_from_host(&stream, &[0; 15]).is_err());
     assert!(cuda.kernel("rmsnorm", "no_such_entry").is_err());

@@ -8,6 +8,7 @@
 
 pub mod driver;
 pub mod kernels;
+pub mod launch;
 pub mod ops;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use self::driver::{Device, Function};
 pub use self::driver::{DeviceBuffer, DeviceSlice, LaunchConfig, Stream};
 use self::kernels::KernelCache;
+pub use self::launch::Launch;
 use crate::{Error, Result};
 
 /// A GPU with its kernels.

@@ -1,9 +1,10 @@
 //! One file an operation: its arguments, which entry runs, with how many blocks.
 //!
-//! In: device slices and sizes. Out: launches in a stream. Not here: which operations a graph has.
+//! In: device slices and sizes. Out: prepared launches. Not here: which operations a graph has.
 
 pub mod rmsnorm;
 
+use super::DeviceSlice;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -23,4 +24,21 @@ fn check_bytes(op: &str, name: &str, got: usize, need: usize) -> Result<()> {
         return Err(Error::Internal(format!("{op}: {name}: needs {need} bytes, got {got}")));
     }
     Ok(())
+}
+
+/// Refuses rows of `width` elements, `stride` apart, that do not lie within a slice.
+fn check_rows(
+    op: &str,
+    name: &str,
+    slice: &DeviceSlice,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    dtype: DType,
+) -> Result<()> {
+    if stride < width {
+        return Err(Error::Internal(format!("{op}: {name}: rows of {width} elements, {stride} apart")));
+    }
+    let need = rows.saturating_sub(1).saturating_mul(stride).saturating_add(width).saturating_mul(dtype.size());
+    check_bytes(op, name, slice.bytes(), need)
 }
