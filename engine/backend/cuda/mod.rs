@@ -10,6 +10,7 @@ pub mod driver;
 pub mod kernels;
 pub mod launch;
 pub mod ops;
+pub mod pack;
 
 use std::sync::Arc;
 

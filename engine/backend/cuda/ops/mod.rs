@@ -2,6 +2,7 @@
 //!
 //! In: device slices and sizes. Out: prepared launches. Not here: which operations a graph has.
 
+pub mod linear;
 pub mod rmsnorm;
 
 use super::DeviceSlice;
