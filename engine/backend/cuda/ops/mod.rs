@@ -2,8 +2,12 @@
 //!
 //! In: device slices and sizes. Out: prepared launches. Not here: which operations a graph has.
 
+pub mod attention;
+pub mod kv_write;
 pub mod linear;
+pub mod paged_attention;
 pub mod rmsnorm;
+pub mod rope;
 
 use super::DeviceSlice;
 use crate::tensor::DType;
@@ -17,6 +21,21 @@ fn suffix(op: &str, dtype: DType) -> Result<&'static str> {
         DType::Bf16 => Ok("bf16"),
         other => Err(Error::Unsupported(format!("{op}: activations of type {} on cuda", other.name()))),
     }
+}
+
+/// The suffix of kernels that know 16-bit activations only.
+fn half_suffix(op: &str, dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => {
+            Err(Error::Unsupported(format!("{op}: activations of type f32 on cuda; use --dtype bf16 or f16")))
+        }
+        other => suffix(op, other),
+    }
+}
+
+/// A size as kernels take it.
+fn int(op: &str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::Unsupported(format!("{op}: a size of {n} on cuda")))
 }
 
 /// Refuses a slice that is smaller than what a kernel will touch.

@@ -1,0 +1,241 @@
+//! Attention within segments of a flat batch (kernels/attention.cu).
+//!
+//! In: q, k, v rows and cumulative lengths on the device. Out: the launch. Owns: which tile sizes serve which head_dim
+//! ([`Variant`]). Not here: the formula, attention over pages (`paged_attention.rs`).
+
+use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops};
+use crate::graph::Heads;
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Mirrors `AttentionArgs` in kernels/attention.cu.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AttentionArgs {
+    q: u64,
+    k: u64,
+    v: u64,
+    out: u64,
+    cu_q: u64,
+    cu_k: u64,
+    num_segments: u64,
+    num_rows: u64,
+    max_segments: i32,
+    max_rows: i32,
+    q_stride: i32,
+    k_stride: i32,
+    v_stride: i32,
+    out_stride: i32,
+    group: i32,
+    head_dim: i32,
+    scale_log2: f32,
+    reserved: i32,
+}
+const _: () = assert!(size_of::<AttentionArgs>() == 104);
+
+/// `out[t] = softmax(scale q[t] k^T) v` over the keys of t's segment; zeros for a query without keys.
+pub struct Attention<'a> {
+    /// Of q, k, v and out: f16 or bf16.
+    pub dtype: DType,
+    pub heads: Heads,
+    /// `[rows, num_heads * head_dim]`, rows `q_stride` elements apart.
+    pub q: DeviceSlice<'a>,
+    pub q_stride: usize,
+    /// `[keys, num_kv_heads * head_dim]`.
+    pub k: DeviceSlice<'a>,
+    pub k_stride: usize,
+    pub v: DeviceSlice<'a>,
+    pub v_stride: usize,
+    /// As q; not q itself.
+    pub out: DeviceSlice<'a>,
+    pub out_stride: usize,
+    /// `[segments + 1]` i32: segment s has queries `cu_q[s]..cu_q[s + 1]` and keys `cu_k[s]..cu_k[s + 1]`.
+    pub cu_q: DeviceSlice<'a>,
+    pub cu_k: DeviceSlice<'a>,
+    /// Queries, keys and segments of the launch; those of the batch where the device holds no smaller number.
+    pub rows: usize,
+    pub keys: usize,
+    pub segments: usize,
+    /// One i32 each on the device: of the batch.
+    pub num_rows: Option<DeviceSlice<'a>>,
+    pub num_segments: Option<DeviceSlice<'a>>,
+}
+
+impl Attention<'_> {
+    /// Errors: sizes that do not belong together, slices too small, f32 or a head_dim above 256, the driver's.
+    pub fn prepare(&self, cuda: &Cuda) -> Result<Launch> {
+        let op = "attention";
+        let suffix = ops::half_suffix(op, self.dtype)?;
+        let Heads { num_heads, num_kv_heads, head_dim, scale } = self.heads;
+        check_heads(op, &self.heads)?;
+        let (width, kv_width) = (num_heads * head_dim, num_kv_heads * head_dim);
+        ops::check_rows(op, "q", &self.q, self.rows, width, self.q_stride, self.dtype)?;
+        ops::check_rows(op, "out", &self.out, self.rows, width, self.out_stride, self.dtype)?;
+        ops::check_rows(op, "k", &self.k, self.keys, kv_width, self.k_stride, self.dtype)?;
+        ops::check_rows(op, "v", &self.v, self.keys, kv_width, self.v_stride, self.dtype)?;
+        ops::check_bytes(op, "cu_q", self.cu_q.bytes(), (self.segments + 1) * 4)?;
+        ops::check_bytes(op, "cu_k", self.cu_k.bytes(), (self.segments + 1) * 4)?;
+        for (name, n) in [("num_rows", &self.num_rows), ("num_segments", &self.num_segments)] {
+            if let Some(n) = n {
+                ops::check_bytes(op, name, n.bytes(), 4)?;
+            }
+        }
+        let aligned = [&self.q, &self.k, &self.v, &self.out].iter().all(|s| s.address() % 16 == 0)
+            && [self.q_stride, self.k_stride, self.v_stride, self.out_stride].iter().all(|n| n.is_multiple_of(8));
+        let variant = Variant::choose(op, ROW_VARIANTS, head_dim, aligned)?;
+        let group = num_heads / num_kv_heads;
+        let int = |n: usize| ops::int(op, n);
+        let args = AttentionArgs {
+            q: self.q.address(),
+            k: self.k.address(),
+            v: self.v.address(),
+            out: self.out.address(),
+            cu_q: self.cu_q.address(),
+            cu_k: self.cu_k.address(),
+            num_segments: self.num_segments.as_ref().map_or(0, DeviceSlice::address),
+            num_rows: self.num_rows.as_ref().map_or(0, DeviceSlice::address),
+            max_segments: int(self.segments)?,
+            max_rows: int(self.rows)?,
+            q_stride: int(self.q_stride)?,
+            k_stride: int(self.k_stride)?,
+            v_stride: int(self.v_stride)?,
+            out_stride: int(self.out_stride)?,
+            group: int(group)?,
+            head_dim: int(head_dim)?,
+            scale_log2: scale * std::f32::consts::LOG2_E,
+            reserved: 0,
+        };
+        let config = variant.config(op, self.rows, group, self.segments, num_kv_heads)?;
+        let function = cuda.kernel("attention", &variant.entry("attention", suffix))?;
+        // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked above; segments lie
+        // within rows and keys by the contract of the batch.
+        unsafe { Launch::new(function, config, &args) }
+    }
+}
+
+/// Refuses heads that no kernel takes.
+pub(super) fn check_heads(op: &str, heads: &Heads) -> Result<()> {
+    let Heads { num_heads, num_kv_heads, head_dim, scale } = *heads;
+    if num_kv_heads == 0 || num_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) || head_dim == 0 {
+        let text = format!("{op}: {num_heads} heads of {head_dim} over {num_kv_heads} KV heads");
+        return Err(Error::Internal(text));
+    }
+    if !(scale.is_finite() && scale > 0.0) {
+        return Err(Error::Unsupported(format!("{op}: scale {scale} on cuda; it must be positive")));
+    }
+    Ok(())
+}
+
+/// An instance of the tile loop of kernels/attention.cuh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Variant {
+    /// Elements of a head in shared memory.
+    dim: usize,
+    /// head_dim is `dim` and rows are aligned to 16 bytes; otherwise any head_dim up to `dim`.
+    exact: bool,
+    /// Query rows of a block.
+    rows: usize,
+    /// Keys of a step.
+    keys: usize,
+}
+
+const fn exact(dim: usize, rows: usize, keys: usize) -> Variant {
+    Variant { dim, exact: true, rows, keys }
+}
+const fn any(dim: usize, rows: usize, keys: usize) -> Variant {
+    Variant { dim, exact: false, rows, keys }
+}
+
+/// Entries of kernels/attention.cu.
+const ROW_VARIANTS: &[Variant] = &[
+    exact(64, 128, 64),
+    exact(72, 128, 64),
+    exact(80, 128, 64),
+    exact(88, 128, 64),
+    exact(96, 128, 64),
+    exact(128, 128, 32),
+    any(32, 128, 64),
+    any(128, 64, 64),
+    any(256, 64, 32),
+];
+
+/// Entries of kernels/paged_prefill.cu.
+pub(super) const PAGE_VARIANTS: &[Variant] = &[
+    exact(64, 128, 64),
+    exact(80, 128, 64),
+    exact(96, 128, 32),
+    exact(128, 128, 32),
+    any(32, 128, 64),
+    any(128, 64, 64),
+    any(256, 64, 32),
+];
+
+const THREADS: u32 = 128;
+
+impl Variant {
+    /// The exact one, or the smallest that the head fits in.
+    pub(super) fn choose(op: &str, variants: &[Variant], head_dim: usize, aligned: bool) -> Result<Variant> {
+        let fits = |v: &&Variant| if v.exact { aligned && v.dim == head_dim } else { head_dim <= v.dim };
+        variants
+            .iter()
+            .find(fits)
+            .copied()
+            .ok_or_else(|| Error::Unsupported(format!("{op}: head_dim {head_dim} on cuda; up to 256 are known")))
+    }
+
+    pub(super) fn entry(&self, kernel: &str, suffix: &str) -> String {
+        format!("{kernel}_{suffix}_{}{}", if self.exact { "d" } else { "any" }, self.dim)
+    }
+
+    /// One block a tile of rows and KV head. A segment has its first tile at slot `rows before it / tile + segments
+    /// before it`, which leaves it enough slots; the rows after the last segment count as one more.
+    pub(super) fn config(
+        &self,
+        op: &str,
+        queries: usize,
+        group: usize,
+        segments: usize,
+        kv_heads: usize,
+    ) -> Result<LaunchConfig> {
+        let slots = ops::int(op, queries * group)? as u32 / self.rows as u32 + ops::int(op, segments)? as u32 + 1;
+        Ok(LaunchConfig {
+            grid: (slots, kv_heads as u32, 1),
+            block: (THREADS, 1, 1),
+            shared_bytes: self.shared_bytes() as u32,
+        })
+    }
+
+    /// `AttentionTile::kSharedBytes`: Q rows, two buffers of keys and values. A row has an odd number of 16-byte
+    /// chunks, or a power of two.
+    fn shared_bytes(&self) -> usize {
+        let chunks = self.dim / 8;
+        let row = if chunks.is_power_of_two() { chunks } else { chunks | 1 } * 16;
+        (self.rows + 4 * self.keys) * row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_gets_its_own_kernel_or_the_smallest_that_holds_it() {
+        let entry = |variants, dim, aligned| {
+            Variant::choose("attention", variants, dim, aligned).map(|v| v.entry("a", "bf16")).ok()
+        };
+        assert_eq!(entry(ROW_VARIANTS, 72, true).as_deref(), Some("a_bf16_d72"));
+        assert_eq!(entry(ROW_VARIANTS, 72, false).as_deref(), Some("a_bf16_any128"));
+        assert_eq!(entry(ROW_VARIANTS, 12, true).as_deref(), Some("a_bf16_any32"));
+        assert_eq!(entry(PAGE_VARIANTS, 72, true).as_deref(), Some("a_bf16_any128"));
+        assert_eq!(entry(PAGE_VARIANTS, 256, true).as_deref(), Some("a_bf16_any256"));
+        assert_eq!(entry(PAGE_VARIANTS, 264, true), None);
+    }
+
+    #[test]
+    fn every_variant_fits_the_smallest_shared_memory_of_its_parts() {
+        for v in ROW_VARIANTS.iter().chain(PAGE_VARIANTS) {
+            // sm_86 and sm_89 give a block 99 KiB.
+            assert!(v.shared_bytes() <= 99 << 10, "{v:?}: {}", v.shared_bytes());
+        }
+    }
+}

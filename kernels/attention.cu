@@ -1,0 +1,102 @@
+// Attention within the segments of a flat batch, bidirectional: vision towers, perceivers, resamplers, cross attention.
+//   out[t, h] = softmax(scale * q[t, h] k[.., h / group]^T) v[.., h / group] over the keys of t's segment
+//
+// In      q [rows, heads, head_dim], k, v [keys, kv_heads, head_dim] T, rows *_stride elements apart; cu_q, cu_k
+//         [segments + 1] i32: segment s has queries cu_q[s]..cu_q[s + 1] and keys cu_k[s]..cu_k[s + 1]
+// Out     out as q, another buffer; rows of no segment, or of one without keys, are zero, rows from *num_rows on are
+//         left alone. T is __nv_bfloat16 or __half (suffix bf16, f16)
+// Grid    (rows * group / tile rows + segments + 1, kv_heads) of the bucket; a block finds its segment and tile from
+//         cu_q, blocks without one do nothing
+// Block   128 threads: 64 or 128 rows (a row is a query and one of the `group` heads that share keys)
+// Shared  (tile rows + 4 * tile keys) rows of head_dim: Q, two buffers of K and V; 36 to 96 KiB
+// Limits  dN entries: head_dim N, pointers 16-byte aligned, strides multiples of 8. anyN: head_dim up to N, rows padded
+//         with zeros in shared memory, element by element where head_dim is no multiple of 8
+// Cost    4 * sum of queries * keys * heads * head_dim FLOPs; q and out once, k and v once a tile of rows. Bound by the
+//         tensor cores from about 200 keys on
+// Numerics as attention.cuh
+// Caller  engine/backend/cuda/ops/attention.rs
+// Oracle  engine/backend/cpu/attention/segments.rs; tests/cuda_ops/attention.rs
+
+#include "attention.cuh"
+
+using namespace engine;
+
+// Mirrored by AttentionArgs in engine/backend/cuda/ops/attention.rs.
+struct AttentionArgs {
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
+  const int* cu_q;
+  const int* cu_k;
+  const int* num_segments;
+  const int* num_rows;
+  int max_segments;
+  int max_rows;
+  int q_stride;
+  int k_stride;
+  int v_stride;
+  int out_stride;
+  int group;
+  int head_dim;
+  float scale_log2;
+  int reserved;
+};
+static_assert(sizeof(AttentionArgs) == 104, "size as in Rust");
+
+template <typename Tile>
+__device__ __forceinline__ void attention(const AttentionArgs& args) {
+  using T = typename Tile::T;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int segments = args.num_segments != nullptr ? *args.num_segments : args.max_segments;
+  // One more segment than there are, of the rows after the last one; it has no keys.
+  const int s = find_segment(args.cu_q, segments + 1, args.group, Tile::kRows, blockIdx.x);
+  if (s < 0) return;
+  const bool real = s < segments;
+  const int query = args.cu_q[s];
+  const int last_row = real ? args.cu_q[s + 1] : args.num_rows != nullptr ? *args.num_rows : args.max_rows;
+  Rows<T> rows;
+  rows.rows = (last_row - query) * args.group;
+  rows.first = (static_cast<int>(blockIdx.x) - (query * args.group / Tile::kRows + s)) * Tile::kRows;
+  if (rows.first >= rows.rows) return;
+  const int head = blockIdx.y * args.group;
+  rows.head_dim = Tile::kExact ? Tile::kDim : args.head_dim;
+  rows.q = static_cast<const T*>(args.q) + static_cast<long long>(query) * args.q_stride + head * rows.head_dim;
+  rows.out = static_cast<T*>(args.out) + static_cast<long long>(query) * args.out_stride + head * rows.head_dim;
+  rows.q_stride = args.q_stride;
+  rows.out_stride = args.out_stride;
+  rows.group = args.group;
+  const int key = real ? args.cu_k[s] : 0;
+  rows.begin = 0;
+  rows.end = real ? args.cu_k[s + 1] - key : 0;
+  rows.position = 0;
+  rows.window = INT_MAX;
+  rows.scale_log2 = args.scale_log2;
+  RowKeys<Tile> keys;
+  const int kv_head = blockIdx.y * rows.head_dim;
+  keys.k = static_cast<const T*>(args.k) + static_cast<long long>(key) * args.k_stride + kv_head;
+  keys.v = static_cast<const T*>(args.v) + static_cast<long long>(key) * args.v_stride + kv_head;
+  keys.k_stride = args.k_stride;
+  keys.v_stride = args.v_stride;
+  attend<Tile, false>(rows, keys, shared);
+}
+
+// 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a
+// multiply reads from shared memory against 16 rows.
+#define ATTENTION_KERNEL(name, blocks, ...)                                                                   \
+  extern "C" __global__ void __launch_bounds__(4 * kWarpThreads, blocks) attention_##name(const AttentionArgs args) { \
+    attention<AttentionTile<__VA_ARGS__>>(args);                                                                \
+  }
+#define ATTENTION(suffix, T)                                        \
+  ATTENTION_KERNEL(suffix##_d64, 2, T, 64, true, 4, 2, 64)          \
+  ATTENTION_KERNEL(suffix##_d72, 2, T, 72, true, 4, 2, 64)          \
+  ATTENTION_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, 64)          \
+  ATTENTION_KERNEL(suffix##_d88, 2, T, 88, true, 4, 2, 64)          \
+  ATTENTION_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 64)          \
+  ATTENTION_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, 32)        \
+  ATTENTION_KERNEL(suffix##_any32, 2, T, 32, false, 4, 2, 64)       \
+  ATTENTION_KERNEL(suffix##_any128, 2, T, 128, false, 4, 1, 64)     \
+  ATTENTION_KERNEL(suffix##_any256, 1, T, 256, false, 4, 1, 32)
+
+ATTENTION(f16, __half)
+ATTENTION(bf16, __nv_bfloat16)
