@@ -3,11 +3,19 @@
 //! In: device slices and sizes. Out: prepared launches. Not here: which operations a graph has.
 
 pub mod attention;
+pub mod elementwise;
 pub mod kv_write;
+pub mod layernorm;
 pub mod linear;
+mod norm;
 pub mod paged_attention;
 pub mod rmsnorm;
 pub mod rope;
+mod row_grid;
+pub mod rows;
+
+pub use norm::Residual;
+pub use row_grid::Rows;
 
 use super::DeviceSlice;
 use crate::tensor::DType;
