@@ -159,6 +159,8 @@ struct Mbarrier {
     pending: u32,
     phase: u64,
     bytes: i64,
+    /// Someone arrived in this phase: with no arrival expected any more, nothing completes by itself.
+    arrived: bool,
     clocks: [u32; 32],
     /// Join of the clocks of the last completed phase.
     released: [u32; 32],
@@ -181,8 +183,9 @@ impl Mbarriers {
 
 impl Mbarrier {
     fn settle(&mut self) {
-        if self.pending == 0 && self.bytes == 0 && self.count > 0 {
+        if self.pending == 0 && self.bytes == 0 && self.arrived {
             self.phase += 1;
+            self.arrived = false;
             self.pending = self.count;
             self.released = std::mem::take(&mut self.clocks);
             self.landed.append(&mut self.flying);
@@ -200,6 +203,7 @@ pub enum MbarrierOp {
     Arrive,
     ArriveDrop,
     ArriveExpect,
+    DropExpect,
     Expect,
     Complete,
     TestParity,
@@ -209,12 +213,13 @@ pub enum MbarrierOp {
 }
 
 /// All of them by number.
-pub const MBARRIER_OPS: [MbarrierOp; 11] = [
+pub const MBARRIER_OPS: [MbarrierOp; 12] = [
     MbarrierOp::Init,
     MbarrierOp::Invalidate,
     MbarrierOp::Arrive,
     MbarrierOp::ArriveDrop,
     MbarrierOp::ArriveExpect,
+    MbarrierOp::DropExpect,
     MbarrierOp::Expect,
     MbarrierOp::Complete,
     MbarrierOp::TestParity,
@@ -276,9 +281,10 @@ pub unsafe fn mbarrier(w: &mut Warp, i: &Instr) -> u32 {
             }
             MbarrierOp::Expect => b.bytes += operand as i64,
             MbarrierOp::Complete => b.bytes -= operand as i64,
-            MbarrierOp::Arrive | MbarrierOp::ArriveDrop | MbarrierOp::ArriveExpect => {
-                let n = if op == MbarrierOp::ArriveExpect { 1 } else { operand as u32 };
-                if op == MbarrierOp::ArriveExpect {
+            MbarrierOp::Arrive | MbarrierOp::ArriveDrop | MbarrierOp::ArriveExpect | MbarrierOp::DropExpect => {
+                let expects = matches!(op, MbarrierOp::ArriveExpect | MbarrierOp::DropExpect);
+                let n = if expects { 1 } else { operand as u32 };
+                if expects {
                     b.bytes += operand as i64;
                 }
                 if n > b.pending {
@@ -286,8 +292,9 @@ pub unsafe fn mbarrier(w: &mut Warp, i: &Instr) -> u32 {
                     return w.fault(FaultKind::BarrierDivergence, l as u32, Some(at), detail);
                 }
                 b.pending -= n;
-                if op == MbarrierOp::ArriveDrop {
-                    b.count -= 1;
+                b.arrived = true;
+                if matches!(op, MbarrierOp::ArriveDrop | MbarrierOp::DropExpect) {
+                    b.count = b.count.saturating_sub(n);
                 }
                 b.clocks.iter_mut().zip(mine).for_each(|(t, c)| *t = (*t).max(c));
                 b.settle();

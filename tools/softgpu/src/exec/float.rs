@@ -38,7 +38,9 @@ pub const NAN32: u32 = 0x7fff_ffff;
 /// PTX gives one canonical NaN from f32 arithmetic.
 #[inline(always)]
 pub fn canon(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(NAN32) } else { x }
+    // On the bits: of a NaN's payload the compiler promises nothing, and it drops a choice between two NaNs.
+    let b = x.to_bits();
+    f32::from_bits(if b & 0x7fff_ffff > 0x7f80_0000 { NAN32 } else { b })
 }
 
 /// `min` of PTX: a NaN loses, -0 is below +0.
@@ -235,27 +237,6 @@ pub fn integral(x: f64, mode: Round) -> f64 {
         Round::Down => x.floor(),
         Round::Up => x.ceil(),
         Round::Away => x.round(),
-    }
-}
-
-/// f64 operations in a directed mode, from the nearest result and the sign of its error.
-pub fn directed64(nearest: f64, error: f64, mode: Round) -> f64 {
-    if error == 0.0 || !nearest.is_finite() || error.is_nan() {
-        return nearest;
-    }
-    let up = match mode {
-        Round::Nearest | Round::Away => return nearest,
-        Round::Up => error > 0.0,
-        Round::Down => error > 0.0,
-        Round::Zero => (error > 0.0) != (nearest > 0.0),
-    };
-    match (mode, up) {
-        (Round::Up, true) => nearest.next_up(),
-        (Round::Up, false) | (Round::Down, true) => nearest,
-        (Round::Down, false) => nearest.next_down(),
-        (_, true) if nearest > 0.0 => nearest.next_down(),
-        (_, true) => nearest.next_up(),
-        (_, false) => nearest,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod atomics;
 pub mod block;
 pub mod carry;
 pub mod collective;
+pub mod exact;
 pub mod fault;
 pub mod float;
 pub mod grid;

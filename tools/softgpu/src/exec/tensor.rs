@@ -283,3 +283,54 @@ pub unsafe fn ldmatrix(w: &mut Warp, i: &Instr) -> u32 {
     }
     status::OK
 }
+
+/// `stmatrix`: address row `a`, sources `xs[..n]`, `x` as for `ldmatrix`, whose inverse it is.
+pub unsafe fn stmatrix(w: &mut Warp, i: &Instr) -> u32 {
+    if !all_lanes(w) {
+        return status::FAULT;
+    }
+    let op = w.block().launch().kernel.mems[(i.x & 0x7fff_ffff) as usize];
+    let mut a = addresses(w, i.a, op.wide_address, op.offset);
+    if op.wide_address {
+        a.iter_mut().filter(|v| **v >= SHARED_WINDOW).for_each(|v| *v -= SHARED_WINDOW);
+    }
+    let n = op.count as usize;
+    let m = if n == 4 { u32::MAX } else { (1u32 << (8 * n)) - 1 };
+    if let Err(s) = shared_access(w, &a, m, 16, Access::Write, None) {
+        return s;
+    }
+    let base = w.block().shared.pointer();
+    for q in 0..n {
+        let s = *word(w, i, q);
+        let mut rows = [[0u16; 8]; 8];
+        for l in 0..32 {
+            let (g, t) = (l / 4, 2 * (l % 4));
+            for (k, h) in [(t, s[l] as u16), (t + 1, (s[l] >> 16) as u16)] {
+                if i.x >> 31 != 0 {
+                    rows[k][g] = h;
+                } else {
+                    rows[g][k] = h;
+                }
+            }
+        }
+        for l in lanes(0xff << (8 * q)) {
+            (base.add(a[l] as usize) as *mut [u16; 8]).write_unaligned(rows[l % 8]);
+        }
+    }
+    status::OK
+}
+
+/// `movmatrix.trans`: the transposed matrix of registers `a` in registers `d`.
+pub unsafe fn movmatrix(w: &mut Warp, i: &Instr) -> u32 {
+    if !all_lanes(w) {
+        return status::FAULT;
+    }
+    let s = *(w.regs.add(i.a as usize) as *const [u32; 32]);
+    // Element (row, column) is half column % 2 of lane 4 row + column / 2.
+    let element = |r: usize, c: usize| s[4 * r + c / 2] >> (16 * (c % 2)) & 0xffff;
+    let d = &mut *(w.regs.add(i.d as usize) as *mut [u32; 32]);
+    for (l, v) in d.iter_mut().enumerate() {
+        *v = element(2 * (l % 4), l / 4) | element(2 * (l % 4) + 1, l / 4) << 16;
+    }
+    status::OK
+}

@@ -5,7 +5,7 @@
 use super::ops::Words;
 use super::{Lower, Role, Val};
 use crate::exec::float::{bf_to_f32, ftz, half_to_f32};
-use crate::exec::lanes::{Lane, combine, op_cmp, op3};
+use crate::exec::lanes::{Lane, combine, op_cmp, op2, op3};
 use crate::exec::warp::Warp;
 use crate::ir::{Class, Instr, OpFn};
 use crate::ptx::{Inst, Operand, Result, Ty};
@@ -62,12 +62,19 @@ macro_rules! floats {
     };
 }
 
-fn float(ty: Ty, word: &str, flush: bool) -> Option<OpFn> {
-    Some(match (ty, flush) {
+/// Flushes f16 subnormals (`.ftz`).
+#[inline(always)]
+fn flush(h: u16) -> u16 {
+    if h & 0x7c00 == 0 { h & 0x8000 } else { h }
+}
+
+fn float(ty: Ty, word: &str, ftz_asked: bool) -> Option<OpFn> {
+    Some(match (ty, ftz_asked) {
         (Ty::F32, false) => floats!(f32, word, |a: f32| a),
         (Ty::F32, true) => floats!(f32, word, ftz),
         (Ty::F64, _) => floats!(f64, word, |a: f64| a),
-        (Ty::F16, _) => floats!(u16, word, half_to_f32),
+        (Ty::F16, false) => floats!(u16, word, half_to_f32),
+        (Ty::F16, true) => floats!(u16, word, |h: u16| half_to_f32(flush(h))),
         (Ty::Bf16, _) => floats!(u16, word, bf_to_f32),
         _ => return None,
     })
@@ -89,8 +96,8 @@ impl Lower<'_> {
             _ => 0,
         };
         let packed = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
-        if packed && w.root == "setp" {
-            return self.setp_packed(i, ty, word, boolean);
+        if packed {
+            return self.compare_pair(i, w, ty, word, boolean);
         }
         let f = if ty.float() { float(ty, word, w.has("ftz")) } else { integer(ty, word) };
         let Some(f) = f else { return self.error(format!("comparison `{word}` of {ty:?} is not supported")) };
@@ -141,19 +148,19 @@ impl Lower<'_> {
             Ty::F32 => 0x3f80_0000,
             Ty::F16 => 0x3c00,
             Ty::Bf16 => 0x3f80,
-            Ty::U32 | Ty::S32 | Ty::B32 | Ty::U16 | Ty::S16 => u32::MAX,
+            Ty::U32 | Ty::S32 => u32::MAX,
+            Ty::U16 | Ty::S16 => 0xffff,
             t => return self.error(format!("set to {t:?} is not supported")),
         };
         self.emit(crate::exec::lanes::pick_select::<u32>(), Class::Integer, d, [Val::C32(one), Val::C32(0), p]);
         Ok(())
     }
 
-    /// `setp.f16x2 p|q, a, b`: p compares the low halves, q the high ones.
-    fn setp_packed(&mut self, i: &Inst, ty: Ty, word: &str, boolean: u32) -> Result<()> {
-        let (Operand::Pair(p, q), 3..=4) = (&i.operands[0], i.operands.len()) else {
-            return self.error("expected p|q, a, b");
-        };
-        let (d, second) = (self.dest(p)?, self.dest(q)?);
+    /// `setp.f16x2 p|q, a, b`: p compares the low halves, q the high ones. `set.f16x2`: 1.0 or all ones in each half.
+    fn compare_pair(&mut self, i: &Inst, w: &Words, ty: Ty, word: &str, boolean: u32) -> Result<()> {
+        if i.operands.len() != 3 + usize::from(boolean != 0) {
+            return self.error("wrong number of operands");
+        }
         let (a, b) = (self.src(&i.operands[1], ty)?, self.src(&i.operands[2], ty)?);
         let (mut c, mut x) = (Val::None, boolean);
         if boolean != 0 {
@@ -162,11 +169,36 @@ impl Lower<'_> {
             x |= u32::from(negated) << 2;
         }
         let Some(at) = WORDS.iter().position(|v| *v == word) else { return self.error("no comparison") };
-        x |= (at as u32) << 4 | u32::from(ty == Ty::Bf16x2) << 3;
+        x |= (at as u32) << 4 | u32::from(ty == Ty::Bf16x2) << 3 | u32::from(w.has("ftz")) << 9;
+        let (mut d, mut second) = (Val::None, Val::None);
+        if w.root == "setp" {
+            let Operand::Pair(p, q) = &i.operands[0] else { return self.error("expected p|q, a, b") };
+            (d, second) = (self.dest(p)?, self.dest(q)?);
+        }
         let d = if d == Val::None { self.scratch(Ty::Pred) } else { d };
         let second = if second == Val::None { self.scratch(Ty::Pred) } else { second };
+        // The destination of `set` is written under the guard by the last step; the steps before it serve only that.
+        let guard = self.guard;
+        if w.root == "set" {
+            self.guard = None;
+        }
         let v = self.emit(compare_packed, Class::Half, d, [a, b, c]);
         (v.x, v.xs) = (x, vec![(Role::Def, second)]);
+        if w.root == "setp" {
+            return Ok(());
+        }
+        let one = match w.types()[0] {
+            Ty::F16x2 => 0x3c00,
+            Ty::Bf16x2 => 0x3f80,
+            _ => 0xffff,
+        };
+        let select = crate::exec::lanes::pick_select::<u32>();
+        let (low, high) = (self.scratch(Ty::B32), self.scratch(Ty::B32));
+        self.emit(select, Class::Half, low, [Val::C32(one), Val::C32(0), d]);
+        self.emit(select, Class::Half, high, [Val::C32(one << 16), Val::C32(0), second]);
+        self.guard = guard;
+        let d = self.dest(&i.operands[0])?;
+        self.emit(op2::<u32, u32, u32, _>(|a, b| a | b), Class::Half, d, [low, high, Val::None]);
         Ok(())
     }
 
@@ -191,6 +223,7 @@ unsafe fn compare_packed(w: &mut Warp, i: &Instr) -> u32 {
         let (a, b) = (u32::load(w.regs.add(i.a as usize)), u32::load(w.regs.add(i.b as usize)));
         let value = |v: u32, high: u32| {
             let h = (v >> (16 * high)) as u16;
+            let h = if i.x >> 9 != 0 { flush(h) } else { h };
             if i.x & 8 != 0 { bf_to_f32(h) } else { half_to_f32(h) }
         };
         let other = if i.x & 3 != 0 { *w.preds.add(i.c as usize) } else { 0 };
@@ -199,7 +232,7 @@ unsafe fn compare_packed(w: &mut Warp, i: &Instr) -> u32 {
             for l in 0..32 {
                 let (x, y) = (value(a[l], high), value(b[l], high));
                 let nan = x.is_nan() || y.is_nan();
-                let r = match WORDS[(i.x >> 4) as usize] {
+                let r = match WORDS[(i.x >> 4 & 31) as usize] {
                     "eq" => x == y,
                     "ne" => !nan && x != y,
                     "lt" => x < y,

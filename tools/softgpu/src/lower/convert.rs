@@ -98,11 +98,12 @@ pub(crate) fn convert_bits(v: u64, x: u32) -> u64 {
             let n = read_int(v, from);
             let near = n as f64;
             let value = to_odd(near, (n - near as i128) as f64);
-            // In f64 itself the odd trick would show; round by hand there.
-            if to == Ty::F64 {
-                let error = (n - near as i128) as f64;
-                return crate::exec::float::directed64(near, error, mode).to_bits();
-            }
+            // In f64 itself the odd trick would show; there the integer is rounded as it is.
+            let value = match (to, n) {
+                (_, 0) => 0.0,
+                (Ty::F64, n) => crate::exec::exact::pack64(n < 0, n.unsigned_abs(), 0, false, mode),
+                _ => value,
+            };
             store_float(value, to, mode, sat, false, false)
         }
         (true, true) => {
@@ -240,7 +241,7 @@ impl Lower<'_> {
         let (wide_to, wide_from) = (self.reg_type(d).bytes() == 8, self.reg_type(a).bytes() == 8);
         // Closures read and write registers of the types' own width.
         let natural = wide_to == (to.bytes() == 8) && wide_from == (from.bytes() == 8);
-        if sat && to == Ty::F32 && from == Ty::F32 && !flush {
+        if sat && to == Ty::F32 && from == Ty::F32 && !flush && !integral {
             self.emit(op1::<f32, f32, _>(saturate), class, d, [a, Val::None, Val::None]);
             return Ok(());
         }

@@ -174,7 +174,11 @@ impl<'a> Lower<'a> {
             Some(p) => p as u32,
             None => {
                 self.ops.push(i.op.clone());
-                self.ops.len() as u32 - 1
+                self.op = self.ops.len() as u32 - 1;
+                if let Err(e) = super::forms::check(&i.op) {
+                    return self.error(e);
+                }
+                self.op
             }
         };
         if i.op == "call" || i.op.starts_with("call.") {

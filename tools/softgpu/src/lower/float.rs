@@ -6,9 +6,9 @@
 
 use super::ops::Words;
 use super::{Lower, Val};
+use crate::exec::exact::{add64, div64, fma64, mul64, sqrt64};
 use crate::exec::float::{
-    Round, add_odd, canon, directed64, div_odd, exp2, fma_odd, fmax, fmin, ftz, log2, narrow32, rsqrt, saturate,
-    sqrt_odd, tanh,
+    Round, add_odd, canon, div_odd, exp2, fma_odd, fmax, fmin, ftz, log2, narrow32, rsqrt, saturate, sqrt_odd, tanh,
 };
 use crate::exec::lanes::{op_cmp, op1, op2, op3, op3x};
 use crate::ir::{Class, OpFn};
@@ -119,9 +119,6 @@ impl Lower<'_> {
             "div" => self.emit2(i, bin32!(z, false, |a, b| a / b), class, [ty; 2]),
             "min" | "max" => {
                 let f = self.min_max(w, z);
-                if w.mods.len() > 3 && i.operands.len() == 4 {
-                    return self.error("three-input min and max are not supported");
-                }
                 self.emit2(i, f, class, [ty; 2])
             }
             "abs" => self.emit1(i, un32!(z, |a| f32::from_bits(a.to_bits() & 0x7fff_ffff)), class, ty),
@@ -146,17 +143,22 @@ impl Lower<'_> {
     fn min_max(&self, w: &Words, z: bool) -> OpFn {
         let nan = w.has("NaN");
         if w.has("xorsign") {
-            // min.xorsign.abs: the smaller magnitude with the xor of the signs.
-            return if w.root == "min" {
-                op2::<f32, f32, f32, _>(|a, b| {
-                    let s = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
-                    f32::from_bits(fmin(a.abs(), b.abs()).to_bits() | s)
-                })
-            } else {
-                op2::<f32, f32, f32, _>(|a, b| {
-                    let s = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
-                    f32::from_bits(fmax(a.abs(), b.abs()).to_bits() | s)
-                })
+            // min.xorsign.abs: the smaller magnitude with the exclusive or of the signs.
+            macro_rules! magnitude {
+                ($nan:literal, $pick:ident) => {
+                    bin32!(z, false, |a, b| {
+                        let s = (a.to_bits() ^ b.to_bits()) & 0x8000_0000;
+                        let r = $pick(a.abs(), b.abs());
+                        let r = if $nan && (a.is_nan() || b.is_nan()) { f32::NAN } else { r };
+                        f32::from_bits(r.to_bits() | s)
+                    })
+                };
+            }
+            return match (w.root == "min", nan) {
+                (true, false) => magnitude!(false, fmin),
+                (true, true) => magnitude!(true, fmin),
+                (false, false) => magnitude!(false, fmax),
+                (false, true) => magnitude!(true, fmax),
             };
         }
         match (w.root == "min", nan) {
@@ -277,38 +279,15 @@ impl Lower<'_> {
     fn directed64(&mut self, i: &Inst, w: &Words, x: u32) -> Result<()> {
         let (ty, class) = (Ty::F64, Class::Float64);
         let f = match w.root {
-            "add" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| {
-                let s = a + b;
-                let t = s - a;
-                zero_sum(directed64(s, (a - (s - t)) + (b - t), mode_of(x)), a, b, x)
-            }),
-            "sub" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| {
-                let b = -b;
-                let s = a + b;
-                let t = s - a;
-                zero_sum(directed64(s, (a - (s - t)) + (b - t), mode_of(x)), a, b, x)
-            }),
-            "mul" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| {
-                let p = a * b;
-                directed64(p, a.mul_add(b, -p), mode_of(x))
-            }),
-            "div" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| {
-                let q = a / b;
-                let r = (-q).mul_add(b, a);
-                directed64(q, if b < 0.0 { -r } else { r }, mode_of(x))
-            }),
+            "add" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| add64(a, b, mode_of(x))),
+            "sub" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| add64(a, -b, mode_of(x))),
+            "mul" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| mul64(a, b, mode_of(x))),
+            "div" => op3x::<f64, f64, u64, f64, _>(|a, b, _, x| div64(a, b, mode_of(x))),
             "sqrt" | "rcp" => {
                 let f = if w.root == "sqrt" {
-                    op3x::<f64, u64, u64, f64, _>(|a, _, _, x| {
-                        let s = a.sqrt();
-                        directed64(s, (-s).mul_add(s, a), mode_of(x))
-                    })
+                    op3x::<f64, u64, u64, f64, _>(|a, _, _, x| sqrt64(a, mode_of(x)))
                 } else {
-                    op3x::<f64, u64, u64, f64, _>(|a, _, _, x| {
-                        let q = 1.0 / a;
-                        let r = (-q).mul_add(a, 1.0);
-                        directed64(q, if a < 0.0 { -r } else { r }, mode_of(x))
-                    })
+                    op3x::<f64, u64, u64, f64, _>(|a, _, _, x| div64(1.0, a, mode_of(x)))
                 };
                 let [d, a] = self.operands::<2>(i)?;
                 let (d, a) = (self.dest(d)?, self.src(a, ty)?);
@@ -316,16 +295,7 @@ impl Lower<'_> {
                 return Ok(());
             }
             "fma" | "mad" => {
-                let f = op3x::<f64, f64, f64, f64, _>(|a, b, c, x| {
-                    // Product and its error are exact; the sum of the three parts decides the side.
-                    let r = a.mul_add(b, c);
-                    let p = a * b;
-                    let e = a.mul_add(b, -p);
-                    let s = p + c;
-                    let t = s - p;
-                    let low = (p - (s - t)) + (c - t);
-                    directed64(r, (s - r) + (low + e), mode_of(x))
-                });
+                let f = op3x::<f64, f64, f64, f64, _>(|a, b, c, x| fma64(a, b, c, mode_of(x)));
                 let [d, a, b, c] = self.operands::<4>(i)?;
                 let (d, s) = (self.dest(d)?, [self.src(a, ty)?, self.src(b, ty)?, self.src(c, ty)?]);
                 self.emit(f, class, d, s).x = x;

@@ -135,6 +135,25 @@ fn modified(a: u16, b: u16, c: u16, x: u32, bf: bool) -> u16 {
     z(r)
 }
 
+/// min or max of two 16-bit floats. `x`: 1 flush, 2 max, 4 NaN wins, 8 magnitudes with the exclusive or of the signs, 16 bf16.
+fn choice(a: u16, b: u16, x: u32) -> u16 {
+    let (a, b) = if x & 1 != 0 { (flush(a), flush(b)) } else { (a, b) };
+    let infinity = if x & 16 != 0 { 0x7f80 } else { 0x7c00 };
+    let nan = |h: u16| h & 0x7fff > infinity;
+    let (sign, a, b) = if x & 8 != 0 { ((a ^ b) & 0x8000, a & 0x7fff, b & 0x7fff) } else { (0, a, b) };
+    // As integers with the order of the numbers, -0 below +0.
+    let key = |h: u16| if h & 0x8000 != 0 { -i32::from(h & 0x7fff) - 1 } else { i32::from(h) };
+    let r = match (nan(a), nan(b)) {
+        (true, true) => return 0x7fff,
+        (true, false) | (false, true) if x & 4 != 0 => return 0x7fff,
+        (true, false) => b,
+        (false, true) => a,
+        _ if (key(a) < key(b)) == (x & 2 == 0) => a,
+        _ => b,
+    };
+    r | sign
+}
+
 impl Lower<'_> {
     /// Lowers an f16, f16x2, bf16 or bf16x2 instruction.
     pub(super) fn half(&mut self, i: &Inst, w: &Words) -> Result<()> {
@@ -144,6 +163,9 @@ impl Lower<'_> {
         }
         let class = Class::Half;
         let x = u32::from(w.has("ftz")) | u32::from(w.has("sat")) << 1 | u32::from(w.has("relu")) << 2;
+        if matches!(w.root, "min" | "max") && (x != 0 || w.has("xorsign")) {
+            return self.half_choice(i, w, ty, x);
+        }
         if x != 0 && matches!(w.root, "add" | "sub" | "mul" | "fma") {
             return self.half_modified(i, w, ty, x);
         }
@@ -171,6 +193,10 @@ impl Lower<'_> {
             "neg" | "abs" => {
                 let packed = ty.bytes() == 4;
                 let f = match (w.root, packed) {
+                    ("neg", false) if x != 0 => op1::<u16, u16, _>(|a| flush(a ^ 0x8000)),
+                    ("neg", true) if x != 0 => op1::<u32, u32, _>(|a| both(a ^ 0x8000_8000, flush)),
+                    (_, false) if x != 0 => op1::<u16, u16, _>(|a| flush(a & 0x7fff)),
+                    (_, true) if x != 0 => op1::<u32, u32, _>(|a| both(a & 0x7fff_7fff, flush)),
                     ("neg", false) => op1::<u16, u16, _>(|a| a ^ 0x8000),
                     ("neg", true) => op1::<u32, u32, _>(|a| a ^ 0x8000_8000),
                     (_, false) => op1::<u16, u16, _>(|a| a & 0x7fff),
@@ -183,6 +209,25 @@ impl Lower<'_> {
             other => return self.error(format!("unknown opcode `{other}`")),
         };
         self.emit2(i, f, class, [ty; 2])
+    }
+
+    /// min and max with `.ftz` or `.xorsign.abs`.
+    fn half_choice(&mut self, i: &Inst, w: &Words, ty: Ty, x: u32) -> Result<()> {
+        let f = if ty.bytes() == 4 {
+            op3x::<u32, u32, u32, u32, _>(|a, b, _, x| both2(a, b, |a, b| choice(a, b, x)))
+        } else {
+            op3x::<u16, u16, u16, u16, _>(|a, b, _, x| choice(a, b, x))
+        };
+        let flag = |on: bool, n: u32| u32::from(on) << n;
+        let x = x & 1
+            | flag(w.root == "max", 1)
+            | flag(w.has("NaN"), 2)
+            | flag(w.has("xorsign"), 3)
+            | flag(matches!(ty, Ty::Bf16 | Ty::Bf16x2), 4);
+        let [d, a, b] = self.operands::<3>(i)?;
+        let (d, a, b) = (self.dest(d)?, self.src(a, ty)?, self.src(b, ty)?);
+        self.emit(f, Class::Half, d, [a, b, b]).x = x;
+        Ok(())
     }
 
     fn half_modified(&mut self, i: &Inst, w: &Words, ty: Ty, x: u32) -> Result<()> {

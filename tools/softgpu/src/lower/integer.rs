@@ -62,6 +62,8 @@ impl Lower<'_> {
             "sub" if w.has("sat") => op2::<i32, i32, i32, _>(|a, b| a.saturating_sub(b)),
             "add" => by_type!(self, ty, T, op2::<T, T, T, _>(|a, b| a.wrapping_add(b))),
             "sub" => by_type!(self, ty, T, op2::<T, T, T, _>(|a, b| a.wrapping_sub(b))),
+            "min" if w.has("relu") => op2::<i32, i32, i32, _>(|a, b| a.min(b).max(0)),
+            "max" if w.has("relu") => op2::<i32, i32, i32, _>(|a, b| a.max(b).max(0)),
             "min" => by_type!(self, ty, T, op2::<T, T, T, _>(|a, b| a.min(b))),
             "max" => by_type!(self, ty, T, op2::<T, T, T, _>(|a, b| a.max(b))),
             // Division by zero has no defined result on a GPU; all ones is what hardware gives for unsigned types.
@@ -327,6 +329,28 @@ impl Lower<'_> {
         self.emit2(i, f, class, [ty; 2])
     }
 
+    /// add, min and max of two 16-bit integers in one register.
+    pub(super) fn integer_pair(&mut self, i: &Inst, w: &Words) -> Result<()> {
+        macro_rules! pair {
+            ($t:ty, |$a:ident, $b:ident| $e:expr) => {
+                op2::<u32, u32, u32, _>(|x, y| {
+                    let half = |$a: $t, $b: $t| u32::from($e as u16);
+                    half(x as $t, y as $t) | half((x >> 16) as $t, (y >> 16) as $t) << 16
+                })
+            };
+        }
+        let f = match (w.root, w.has("s16x2"), w.has("relu")) {
+            ("add", ..) => pair!(u16, |a, b| a.wrapping_add(b)),
+            ("min", false, _) => pair!(u16, |a, b| a.min(b)),
+            ("max", false, _) => pair!(u16, |a, b| a.max(b)),
+            ("min", true, false) => pair!(i16, |a, b| a.min(b)),
+            ("max", true, false) => pair!(i16, |a, b| a.max(b)),
+            ("min", ..) => pair!(i16, |a, b| a.min(b).max(0)),
+            _ => pair!(i16, |a, b| a.max(b).max(0)),
+        };
+        self.emit2(i, f, Class::Integer, [Ty::B32; 2])
+    }
+
     fn multiply(&mut self, i: &Inst, w: &Words, ty: Ty) -> Result<()> {
         let class = Class::Integer;
         let mad = w.root.starts_with("mad");
@@ -336,6 +360,9 @@ impl Lower<'_> {
                 (true, false) => {
                     op3::<i32, i32, i32, i32, _>(|a, b, c| (a << 8 >> 8).wrapping_mul(b << 8 >> 8).wrapping_add(c))
                 }
+                (true, true) if w.has("sat") => op3::<i32, i32, i32, i32, _>(|a, b, c| {
+                    ((i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8) >> 16) as i32).saturating_add(c)
+                }),
                 (true, true) => op3::<i32, i32, i32, i32, _>(|a, b, c| {
                     ((i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8) >> 16) as i32).wrapping_add(c)
                 }),

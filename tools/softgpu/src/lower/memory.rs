@@ -24,42 +24,6 @@ fn space_of(w: &Words) -> Option<Space> {
     })
 }
 
-/// Cache hints and orderings that change nothing here: memory is coherent and accesses happen in order.
-fn ignored(m: &str) -> bool {
-    m.starts_with("L1::")
-        || m.starts_with("L2::")
-        || m.starts_with("level::")
-        || matches!(
-            m,
-            "ca" | "cg"
-                | "cs"
-                | "cv"
-                | "lu"
-                | "wb"
-                | "wt"
-                | "nc"
-                | "weak"
-                | "volatile"
-                | "relaxed"
-                | "acquire"
-                | "release"
-                | "acq_rel"
-                | "sc"
-                | "cta"
-                | "cluster"
-                | "gpu"
-                | "sys"
-                | "mmio"
-                | "noftz"
-                | "v2"
-                | "v4"
-                | "v8"
-                | "b128"
-                | "unified"
-        )
-        || Ty::parse(m).is_some()
-}
-
 /// A read address operand: row, 64-bit, constant offset, and the space when the name decides it.
 pub(super) struct Address {
     pub row: Val,
@@ -170,25 +134,14 @@ impl Lower<'_> {
 
     fn load_store(&mut self, i: &Inst, w: &Words) -> Result<()> {
         let store_op = w.root == "st";
-        if let Some(m) = w.mods.iter().find(|m| !ignored(m) && space_of(&Words { root: "", mods: vec![m] }).is_none()) {
-            return self.error(format!("unknown modifier `.{m}`"));
-        }
-        if w.has("b128") {
-            return self.error("128-bit registers are not supported");
-        }
         let Some(ty) = w.types().last().copied() else { return self.error("no type") };
         let count = if w.has("v2") {
             2
         } else if w.has("v4") {
             4
-        } else if w.has("v8") {
-            8
         } else {
             1
         };
-        if count * ty.bytes() > 32 {
-            return self.error("more than 32 bytes a lane");
-        }
         // A cache-policy operand may follow; it changes nothing.
         let n = i.operands.len();
         if n != 2 && !(n == 3 && w.mods.iter().any(|m| m.starts_with("L2::cache_hint"))) {
@@ -421,6 +374,7 @@ impl Lower<'_> {
             ("inval", _) => MbarrierOp::Invalidate,
             ("arrive", true) => MbarrierOp::ArriveExpect,
             ("arrive", false) => MbarrierOp::Arrive,
+            ("arrive_drop", true) => MbarrierOp::DropExpect,
             ("arrive_drop", false) => MbarrierOp::ArriveDrop,
             ("expect_tx", _) => MbarrierOp::Expect,
             ("complete_tx", _) => MbarrierOp::Complete,

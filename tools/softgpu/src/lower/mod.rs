@@ -9,6 +9,7 @@ mod compare;
 mod convert;
 mod flatten;
 mod float;
+pub mod forms;
 mod half;
 mod integer;
 mod memory;

@@ -125,6 +125,7 @@ impl Lower<'_> {
                 Ok(())
             }
             "selp" => self.selp(i, &w),
+            "add" | "min" | "max" if w.has("u16x2") || w.has("s16x2") => self.integer_pair(i, &w),
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "neg" | "abs" => {
                 match w.types().last() {
                     Some(Ty::F32 | Ty::F64) => self.float(i, &w),
@@ -146,7 +147,7 @@ impl Lower<'_> {
             | "discard" | "createpolicy" | "cp" | "mbarrier" | "fence" | "membar" => self.memory(i, &w),
             "bar" | "barrier" | "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" | "trap" | "brkpt"
             | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "pmevent" => self.sync(i, &w),
-            "mma" | "ldmatrix" | "wgmma" => self.tensor(i, &w),
+            "mma" | "ldmatrix" | "stmatrix" | "movmatrix" => self.tensor(i, &w),
             other => self.error(format!("unknown opcode `{other}`")),
         }
     }

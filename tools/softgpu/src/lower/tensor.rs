@@ -1,9 +1,9 @@
-//! mma.sync and ldmatrix.
+//! mma.sync, ldmatrix, stmatrix, movmatrix.
 //! In: `ptx::Inst`. Out: `Virtual`s. Owns: shapes, register counts, FLOPs. Not here: fragments and arithmetic (`exec::tensor`).
 
 use super::ops::Words;
 use super::{Lower, Role, Val};
-use crate::exec::tensor::{ldmatrix, mma};
+use crate::exec::tensor::{ldmatrix, mma, movmatrix, stmatrix};
 use crate::ir::{Class, MemOp};
 use crate::ptx::{Inst, Operand, Result, Space, Ty};
 
@@ -12,7 +12,8 @@ impl Lower<'_> {
     pub(super) fn tensor(&mut self, i: &Inst, w: &Words) -> Result<()> {
         match w.root {
             "mma" => self.mma(i, w),
-            "ldmatrix" => self.ldmatrix(i, w),
+            "ldmatrix" | "stmatrix" => self.matrices(i, w),
+            "movmatrix" => self.emit1(i, movmatrix, Class::LoadMatrix, Ty::B32),
             other => self.error(format!("`{other}` is not supported")),
         }
     }
@@ -63,11 +64,8 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// `ldmatrix.sync.aligned.m8n8.x{1,2,4}[.trans][.shared].b16 {r..}, [address]`.
-    fn ldmatrix(&mut self, i: &Inst, w: &Words) -> Result<()> {
-        if !w.has("m8n8") || !w.has("b16") {
-            return self.error("only m8n8 of b16 is supported");
-        }
+    /// `ldmatrix.sync.aligned.m8n8.x{1,2,4}[.trans][.shared].b16 {r..}, [address]`, and `stmatrix` with its operands swapped.
+    fn matrices(&mut self, i: &Inst, w: &Words) -> Result<()> {
         let n = if w.has("x4") {
             4
         } else if w.has("x2") {
@@ -75,8 +73,10 @@ impl Lower<'_> {
         } else {
             1
         };
-        let [d, a] = self.operands::<2>(i)?;
-        let parts = match d {
+        let store = w.root == "stmatrix";
+        let [first, second] = self.operands::<2>(i)?;
+        let (registers, address) = if store { (second, first) } else { (first, second) };
+        let parts = match registers {
             Operand::Vector(v) => &v[..],
             o => std::slice::from_ref(o),
         };
@@ -85,10 +85,14 @@ impl Lower<'_> {
         }
         let mut xs = Vec::new();
         for p in parts {
+            if store {
+                xs.push((Role::Use, self.src(p, Ty::B32)?));
+                continue;
+            }
             let v = self.dest(p)?;
             xs.push((Role::Def, if v == Val::None { self.scratch(Ty::B32) } else { v }));
         }
-        let a = self.address(a)?;
+        let a = self.address(address)?;
         self.mems.push(MemOp {
             space: Space::Shared,
             size: 16,
@@ -100,7 +104,9 @@ impl Lower<'_> {
             strong: false,
         });
         let x = self.mems.len() as u32 - 1 | u32::from(w.has("trans")) << 31;
-        let v = self.emit(ldmatrix, Class::LoadMatrix, Val::None, [a.row, Val::None, Val::None]);
+        let f = if store { stmatrix } else { ldmatrix };
+        let class = if store { Class::SharedStore } else { Class::LoadMatrix };
+        let v = self.emit(f, class, Val::None, [a.row, Val::None, Val::None]);
         (v.x, v.xs) = (x, xs);
         Ok(())
     }

@@ -52,6 +52,10 @@ pub fn width(ty: &str) -> u32 {
 
 /// Values that break things, and random ones, for a type.
 pub fn values(ty: &str, n: usize, seed: u64) -> Vec<u64> {
+    if let Some(half) = ty.strip_suffix("x2") {
+        let (low, high) = (values(half, n, seed), values(half, n, seed + 5));
+        return low.iter().zip(high).map(|(l, h)| l | h << 16).collect();
+    }
     let special: Vec<u64> = match ty {
         "f32" => [
             0.0f32,
@@ -152,6 +156,8 @@ pub fn values(ty: &str, n: usize, seed: u64) -> Vec<u64> {
         } else if ty == "f32" && i % 2 == 0 {
             // Moderate magnitudes, where rounding shows.
             u64::from((r.unit() * (r.bits() as u32 as f32 / 1e8).exp2()).to_bits())
+        } else if ty == "f64" && i % 2 == 0 {
+            f64::from_bits(r.bits() & !(0x7ff << 52) | (1003 + r.bits() % 40) << 52).to_bits()
         } else {
             r.bits()
         };

@@ -1,7 +1,6 @@
 //! mma and ldmatrix against matrix-level definitions; the fragment positions are the formulas of the PTX ISA, one table a shape.
 
-mod common;
-use common::{Random, bytes, words};
+use crate::common::{Random, bytes, words};
 use half::{bf16, f16};
 use softgpu::gpu::{Gpu, Shape};
 use softgpu::memory::Use;
@@ -10,7 +9,7 @@ use softgpu::memory::Use;
 type Place = fn(usize, usize) -> (usize, usize);
 
 struct Case {
-    op: &'static str,
+    op: String,
     k: usize,
     /// Bits of an element of A and B.
     bits: usize,
@@ -30,22 +29,47 @@ fn place_c(l: usize, i: usize) -> (usize, usize) {
     (if i < 2 { g(l) } else { g(l) + 8 }, t(l) * 2 + (i & 1))
 }
 
-const CASES: [Case; 14] = [
-    Case { op: "m16n8k16.row.col.f32.bf16.bf16.f32", k: 16, bits: 16, a: a_k16, b: b_k16, half_c: false },
-    Case { op: "m16n8k16.row.col.f32.f16.f16.f32", k: 16, bits: 16, a: a_k16, b: b_k16, half_c: false },
-    Case { op: "m16n8k16.row.col.f16.f16.f16.f16", k: 16, bits: 16, a: a_k16, b: b_k16, half_c: true },
-    Case { op: "m16n8k8.row.col.f32.bf16.bf16.f32", k: 8, bits: 16, a: a_k8, b: b_k8, half_c: false },
-    Case { op: "m16n8k8.row.col.f32.f16.f16.f32", k: 8, bits: 16, a: a_k8, b: b_k8, half_c: false },
-    Case { op: "m16n8k8.row.col.f16.f16.f16.f16", k: 8, bits: 16, a: a_k8, b: b_k8, half_c: true },
-    Case { op: "m16n8k8.row.col.f32.tf32.tf32.f32", k: 8, bits: 32, a: a_tf, b: b_tf, half_c: false },
-    Case { op: "m16n8k4.row.col.f32.tf32.tf32.f32", k: 4, bits: 32, a: a_tf, b: b_tf, half_c: false },
-    Case { op: "m16n8k16.row.col.s32.s8.s8.s32", k: 16, bits: 8, a: a_i8_16, b: b_i8, half_c: false },
-    Case { op: "m16n8k32.row.col.s32.s8.s8.s32", k: 32, bits: 8, a: a_i8_32, b: b_i8, half_c: false },
-    Case { op: "m16n8k32.row.col.s32.u8.s8.s32", k: 32, bits: 8, a: a_i8_32, b: b_i8, half_c: false },
-    Case { op: "m16n8k32.row.col.satfinite.s32.u8.u8.s32", k: 32, bits: 8, a: a_i8_32, b: b_i8, half_c: false },
-    Case { op: "m16n8k32.row.col.s32.s4.s4.s32", k: 32, bits: 4, a: a_i4_32, b: b_i4, half_c: false },
-    Case { op: "m16n8k64.row.col.s32.s4.u4.s32", k: 64, bits: 4, a: a_i4_64, b: b_i4, half_c: false },
-];
+fn cases() -> Vec<Case> {
+    let float = |op: &'static str, k, bits, a, b, half_c| Case { op: op.to_string(), k, bits, a, b, half_c };
+    let mut cases = vec![
+        float("m16n8k16.row.col.f32.bf16.bf16.f32", 16, 16, a_k16 as Place, b_k16 as Place, false),
+        float("m16n8k16.row.col.f32.f16.f16.f32", 16, 16, a_k16, b_k16, false),
+        float("m16n8k16.row.col.f16.f16.f16.f16", 16, 16, a_k16, b_k16, true),
+        float("m16n8k8.row.col.f32.bf16.bf16.f32", 8, 16, a_k8, b_k8, false),
+        float("m16n8k8.row.col.f32.f16.f16.f32", 8, 16, a_k8, b_k8, false),
+        float("m16n8k8.row.col.f16.f16.f16.f16", 8, 16, a_k8, b_k8, true),
+        float("m16n8k8.row.col.f32.tf32.tf32.f32", 8, 32, a_tf, b_tf, false),
+        float("m16n8k4.row.col.f32.tf32.tf32.f32", 4, 32, a_tf, b_tf, false),
+    ];
+    let integers: [(usize, usize, Place, Place); 4] =
+        [(16, 8, a_i8_16, b_i8), (32, 8, a_i8_32, b_i8), (32, 4, a_i4_32, b_i4), (64, 4, a_i4_64, b_i4)];
+    for (k, bits, a, b) in integers {
+        for saturate in ["", "satfinite."] {
+            for (p, q) in [("s", "s"), ("s", "u"), ("u", "s"), ("u", "u")] {
+                let op = format!("m16n8k{k}.row.col.{saturate}s32.{p}{bits}.{q}{bits}.s32");
+                cases.push(Case { op, k, bits, a, b, half_c: false });
+            }
+        }
+    }
+    cases
+}
+
+/// The opcodes tested here.
+pub fn ops() -> Vec<String> {
+    let mut ops: Vec<String> = cases().into_iter().map(|c| format!("mma.sync.aligned.{}", c.op)).collect();
+    for root in ["ldmatrix", "stmatrix"] {
+        for n in ["x1", "x2", "x4"] {
+            for space in SPACES {
+                ops.extend(["", ".trans"].map(|t| format!("{root}.sync.aligned.m8n8.{n}{t}{space}.b16")));
+            }
+        }
+    }
+    ops.push("movmatrix.sync.aligned.m8n8.trans.b16".into());
+    ops
+}
+
+/// Spaces of ldmatrix and stmatrix; none is a generic address.
+const SPACES: [&str; 3] = ["", ".shared", ".shared::cta"];
 
 // m16n8k16, 16-bit: row g for i in 0..2 and 4..6, else g + 8; column t * 2 + (i & 1), plus 8 for i >= 4.
 fn a_k16(l: usize, i: usize) -> (usize, usize) {
@@ -112,7 +136,7 @@ fn element(ty: &str, r: &mut Random) -> (u64, f64) {
 
 #[test]
 fn every_shape_multiplies_matrices() {
-    for case in &CASES {
+    for case in &cases() {
         let types: Vec<&str> = case.op.split('.').rev().take(4).collect();
         let (a_ty, b_ty, int) = (types[2], types[1], case.op.contains("s32"));
         let mut r = Random(case.k as u64 * 31 + case.bits as u64);
@@ -230,17 +254,21 @@ fn every_shape_multiplies_matrices() {
 
 #[test]
 fn ldmatrix_gives_each_lane_its_elements() {
-    for (n, trans) in [(1, false), (1, true), (2, false), (2, true), (4, false), (4, true)] {
+    for (n, trans, space) in forms() {
         let (x, tr) = (["", "x1", "x2", "", "x4"][n], if trans { ".trans" } else { "" });
         let regs = format!("{{{}}}", (0..n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", "));
         let mut ptx = format!(
-            ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0)\n{{\n.shared .align 16 .b8 s[1024];\n.reg .b32 %r<4>, %t, %i, %v, %p; .reg .pred %q; .reg .b64 %y, %o; .reg .b16 %h;\n\
+            ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0)\n{{\n.shared .align 16 .b8 s[1024];\n.reg .b32 %r<4>, %t, %i, %v, %p; .reg .pred %q; .reg .b64 %y, %o, %g; .reg .b16 %h;\n\
             mov.u32 %t, %tid.x; mov.u32 %i, %t;\nFILL: shl.b32 %p, %i, 1; mov.u32 %v, s; add.u32 %p, %p, %v; cvt.u16.u32 %h, %i; st.shared.u16 [%p], %h; add.u32 %i, %i, 32; setp.lt.u32 %q, %i, 512; @%q bra FILL;\n\
             bar.sync 0;\n"
         );
         // Rows of the matrices are scattered: row l of the instruction lies at 16 * (5 l mod 64).
         ptx += "mul.lo.u32 %p, %t, 5; and.b32 %p, %p, 63; shl.b32 %p, %p, 4; mov.u32 %v, s; add.u32 %p, %p, %v;\n";
-        ptx += &format!("ldmatrix.sync.aligned.m8n8.{x}{tr}.shared.b16 {regs}, [%p];\n");
+        ptx += generic(space);
+        ptx += &format!(
+            "ldmatrix.sync.aligned.m8n8.{x}{tr}{space}.b16 {regs}, [{}];\n",
+            if space.is_empty() { "%g" } else { "%p" }
+        );
         ptx += &format!("ld.param.u64 %y, [p0]; mul.wide.u32 %o, %t, {}; add.u64 %y, %y, %o;\n", 4 * n);
         for i in 0..n {
             ptx += &format!("st.global.u32 [%y+{}], %r{i};\n", 4 * i);
@@ -262,8 +290,77 @@ fn ldmatrix_gives_each_lane_its_elements() {
                 } else {
                     value(q, r, c) | value(q, r, c + 1) << 16
                 };
-                assert_eq!(out[l * n + q], want, "x{n} trans {trans} lane {l} matrix {q}");
+                assert_eq!(out[l * n + q], want, "x{n} trans {trans} {space} lane {l} matrix {q}");
             }
+        }
+    }
+}
+
+/// Counts, transposition and spaces of ldmatrix and stmatrix.
+fn forms() -> impl Iterator<Item = (usize, bool, &'static str)> {
+    [1, 2, 4].into_iter().flat_map(|n| [false, true].into_iter().flat_map(move |t| SPACES.map(move |s| (n, t, s))))
+}
+
+/// The row's address `%p` as a generic one in `%g`.
+fn generic(space: &str) -> &'static str {
+    if space.is_empty() { "cvt.u64.u32 %g, %p; cvta.shared.u64 %g, %g;\n" } else { "" }
+}
+
+/// The head of a kernel with `%t` the lane and `%y` its 16 bytes of the buffer.
+const HEAD: &str = ".version 8.8\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 p0)\n{\n.shared .align 16 .b8 s[1024];\n\
+    .reg .b32 %r<4>, %t, %p, %v; .reg .b64 %x, %y, %g;\n\
+    mov.u32 %t, %tid.x; ld.param.u64 %x, [p0]; mad.wide.u32 %y, %t, 16, %x;\n";
+
+fn warp(ptx: &str, data: &[u32]) -> Vec<u32> {
+    let mut gpu = Gpu::new(1 << 22).unwrap();
+    let m = gpu.load(ptx).unwrap_or_else(|e| panic!("{e}"));
+    let x = gpu.upload(&bytes(data)).unwrap();
+    gpu.launch(&m.kernels["k"], Shape { grid: [1; 3], block: [32, 1, 1], shared: 0 }, &[&x.to_le_bytes()])
+        .unwrap_or_else(|f| panic!("{f}"));
+    words(&gpu.download(x, data.len() * 4))
+}
+
+#[test]
+fn stmatrix_puts_each_element_in_its_place() {
+    for (n, trans, space) in forms() {
+        let (x, tr) = (["", "x1", "x2", "", "x4"][n], if trans { ".trans" } else { "" });
+        let regs = format!("{{{}}}", (0..n).map(|i| format!("%r{i}")).collect::<Vec<_>>().join(", "));
+        let mut ptx = HEAD.to_string();
+        // The rows lie one behind the other; lane l names row l, and reads it back.
+        ptx += "ld.global.v4.u32 {%r0, %r1, %r2, %r3}, [%y]; mov.u32 %v, s; mad.lo.u32 %p, %t, 16, %v; mov.u32 %v, 0; st.shared.v4.u32 [%p], {%v, %v, %v, %v}; bar.sync 0;\n";
+        ptx += generic(space);
+        let at = if space.is_empty() { "%g" } else { "%p" };
+        ptx += &format!("stmatrix.sync.aligned.m8n8.{x}{tr}{space}.b16 [{at}], {regs};\nbar.sync 0;\n");
+        ptx += "ld.shared.v4.u32 {%r0, %r1, %r2, %r3}, [%p]; st.global.v4.u32 [%y], {%r0, %r1, %r2, %r3};\nret;\n}\n";
+        let mut r = Random(5);
+        let data: Vec<u32> = (0..128).map(|_| r.bits() as u32).collect();
+        let out = warp(&ptx, &data);
+        for q in 0..n {
+            for row in 0..8 {
+                for col in 0..8 {
+                    // Element (i, j) is half j % 2 of lane 4 i + j / 2, for the transposed matrix with i and j exchanged.
+                    let (i, j) = if trans { (col, row) } else { (row, col) };
+                    let want = data[4 * (4 * i + j / 2) + q] >> (16 * (j % 2)) & 0xffff;
+                    let got = out[4 * (8 * q + row) + col / 2] >> (16 * (col % 2)) & 0xffff;
+                    assert_eq!(got, want, "x{n} trans {trans} {space} matrix {q} row {row} column {col}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn movmatrix_transposes() {
+    let ptx = format!(
+        "{HEAD}ld.global.u32 %r0, [%y]; movmatrix.sync.aligned.m8n8.trans.b16 %r1, %r0; st.global.u32 [%y], %r1;\nret;\n}}\n"
+    );
+    let mut r = Random(6);
+    let data: Vec<u32> = (0..128).map(|_| r.bits() as u32).collect();
+    let out = warp(&ptx, &data);
+    let element = |d: &[u32], i: usize, j: usize| d[4 * (4 * i + j / 2)] >> (16 * (j % 2)) & 0xffff;
+    for i in 0..8 {
+        for j in 0..8 {
+            assert_eq!(element(&out, i, j), element(&data, j, i), "row {i} column {j}");
         }
     }
 }
