@@ -1,8 +1,8 @@
-//! Compiles the CUDA kernels and embeds them.
+//! Compiles the CUDA kernels and embeds them, and the built-in model.
 //!
 //! In: kernels/*.cu with their headers, and nvcc: NVCC, CUDA_HOME, CUDA_PATH, PATH, or the toolchain that
 //! tools/cuda-toolchain.sh puts beside the build. Out: `kernels.rs` in OUT_DIR, a table of PTX and cubins with
-//! ptxas' reports. Without nvcc the table is empty, a warning says so and the build goes on; `NVCC=` (empty) asks
+//! ptxas' reports; `demo_model.rs`, the files of assets/demo-model, none where that is missing. Without nvcc the table is empty, a warning says so and the build goes on; `NVCC=` (empty) asks
 //! for that. Not here: loading and launching (engine/backend/cuda).
 //!
 //! A file is compiled again only when it, one of its headers, the flags or the compiler have changed; results lie in
@@ -29,6 +29,7 @@ const PTX_FLAGS: &[&str] = &["-ptx", "-arch=compute_80", "-lineinfo"];
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=assets");
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "ENGINE_CUDA_ARCHS"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -47,6 +48,32 @@ fn main() {
         }
     };
     write_if_changed(&out.join("kernels.rs"), table.as_bytes());
+    let model = Path::new("assets").join("demo-model");
+    write_if_changed(&out.join("demo_model.rs"), model_table(&model).as_bytes());
+}
+
+/// The files of the built-in model as a generated source; its types are in engine/checkpoint/built_in.rs.
+fn model_table(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|e| e.path().is_file())
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|n| n.ends_with(".json") || n.ends_with(".jinja") || n.ends_with(".safetensors"))
+        .collect();
+    names.sort();
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let mut text = String::from("static FILES: &[(&str, &[u8])] = &[\n");
+    for name in &names {
+        let path = root.join(folder).join(name);
+        let length = fs::metadata(&path).map(|m| m.len()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        // A constant beside the table, as only a named static keeps the alignment of its type.
+        let _ = writeln!(
+            text,
+            "    ({name:?}, {{ static BYTES: Aligned<[u8; {length}]> = Aligned(*include_bytes!({path:?})); &BYTES.0 }}),"
+        );
+    }
+    text.push_str("];\n");
+    text
 }
 
 /// The target directory, wherever that is: OUT_DIR is TARGET[/triple]/profile/build/engine-x/out.

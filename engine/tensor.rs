@@ -71,6 +71,8 @@ impl DType {
 pub enum HostBytes {
     /// A range of a mapped file.
     Mapped { map: Arc<memmap2::Mmap>, range: Range<usize> },
+    /// A part of the program's own image.
+    Static(&'static [u8]),
     /// The heap. A `Vec<u64>` so that every element type is aligned; `len` is in bytes.
     Owned { words: Arc<Vec<u64>>, len: usize },
 }
@@ -87,6 +89,7 @@ impl HostBytes {
     pub fn as_slice(&self) -> &[u8] {
         match self {
             HostBytes::Mapped { map, range } => &map[range.clone()],
+            HostBytes::Static(bytes) => bytes,
             HostBytes::Owned { words, len } => &bytemuck::cast_slice::<u64, u8>(words)[..*len],
         }
     }

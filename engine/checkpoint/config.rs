@@ -13,6 +13,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, Unexpected};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::built_in;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -34,6 +35,9 @@ impl ConfigFile {
     pub fn read(path: &Path) -> Result<ConfigFile> {
         let name = file_name(path);
         let fail = |e: &dyn fmt::Display| Error::Config(format!("{}: {e}", path.display()));
+        if let Some(text) = built_in::file(path) {
+            return ConfigFile::parse(&name, text);
+        }
         let found = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => fail(&"not found; is this a checkpoint directory?"),
             _ => fail(&e),
@@ -50,7 +54,7 @@ impl ConfigFile {
 
     /// As [`ConfigFile::read`]; `None` where there is no such file.
     pub fn read_if_present(path: &Path) -> Result<Option<ConfigFile>> {
-        if path.exists() { ConfigFile::read(path).map(Some) } else { Ok(None) }
+        if path.exists() || built_in::file(path).is_some() { ConfigFile::read(path).map(Some) } else { Ok(None) }
     }
 
     /// Parses the bytes of a file that messages call `name`.

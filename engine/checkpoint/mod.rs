@@ -4,6 +4,7 @@
 //! configuration. Owns: the mappings. Not here: which tensors a family needs (models), how they are stored on a
 //! device (backend), tokenizer and chat template (input).
 
+pub mod built_in;
 pub mod config;
 pub mod generation;
 pub mod hub;
@@ -214,7 +215,7 @@ type Listed = (String, usize);
 fn open_files(dir: &Path) -> Result<(Vec<SafetensorsFile>, Vec<Listed>)> {
     let single = dir.join(SINGLE);
     // As in transformers, the single file wins where both are there.
-    if single.exists() {
+    if single.exists() || built_in::is_inside(&single) {
         return Ok((vec![SafetensorsFile::open(&single)?], Vec::new()));
     }
     let index = dir.join(INDEX);

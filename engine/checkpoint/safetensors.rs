@@ -18,6 +18,7 @@ use memmap2::Mmap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use super::built_in;
 use crate::tensor::{DType, HostBytes, HostTensor};
 use crate::{Error, Result};
 
@@ -37,11 +38,28 @@ pub struct TensorInfo {
 /// A mapped safetensors file whose header has been checked in full.
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    bytes: FileBytes,
     /// In the order of their bytes in the file.
     tensors: Vec<(String, TensorInfo)>,
     by_name: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
+}
+
+/// Where the file's bytes lie.
+enum FileBytes {
+    Mapped(Arc<Mmap>),
+    BuiltIn(&'static [u8]),
+}
+
+impl std::ops::Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            FileBytes::Mapped(map) => map,
+            FileBytes::BuiltIn(bytes) => bytes,
+        }
+    }
 }
 
 impl fmt::Debug for SafetensorsFile {
@@ -56,6 +74,9 @@ impl SafetensorsFile {
     /// Errors: [`Error::Checkpoint`] naming the file, the tensor and what is wrong;
     /// [`Error::Unsupported`] for an element type that the engine does not know.
     pub fn open(path: &Path) -> Result<SafetensorsFile> {
+        if let Some(bytes) = built_in::file(path) {
+            return SafetensorsFile::over(path, FileBytes::BuiltIn(bytes));
+        }
         let fail = |what: String| Error::Checkpoint(format!("{}: {what}", path.display()));
         let file = File::open(path).map_err(|e| fail(e.to_string()))?;
         let found = file.metadata().map_err(|e| fail(e.to_string()))?;
@@ -68,11 +89,15 @@ impl SafetensorsFile {
         // SAFETY: the mapping is read-only and private to reads; a writer that truncates the file under a
         // running engine is outside of what a reader can guard against, as with every mapped file.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| fail(format!("cannot be mapped: {e}")))?;
-        let header = check_header(&map).map_err(|p| p.into_error(path))?;
+        SafetensorsFile::over(path, FileBytes::Mapped(Arc::new(map)))
+    }
+
+    fn over(path: &Path, bytes: FileBytes) -> Result<SafetensorsFile> {
+        let header = check_header(&bytes).map_err(|p| p.into_error(path))?;
         let by_name = header.tensors.iter().enumerate().map(|(i, (n, _))| (n.clone(), i)).collect();
         Ok(SafetensorsFile {
             path: path.to_path_buf(),
-            map: Arc::new(map),
+            bytes,
             tensors: header.tensors,
             by_name,
             metadata: header.metadata,
@@ -90,7 +115,7 @@ impl SafetensorsFile {
 
     /// Length of the file in bytes.
     pub fn file_bytes(&self) -> usize {
-        self.map.len()
+        self.bytes.len()
     }
 
     /// All tensors in the order of their bytes.
@@ -108,7 +133,11 @@ impl SafetensorsFile {
         let info =
             self.info(name).ok_or_else(|| Error::Checkpoint(format!("{name}: not in {}", self.path.display())))?;
         let range = info.offset..info.offset + info.bytes;
-        HostTensor::new(info.dtype, info.shape.clone(), HostBytes::Mapped { map: self.map.clone(), range })
+        let bytes = match &self.bytes {
+            FileBytes::Mapped(map) => HostBytes::Mapped { map: map.clone(), range },
+            FileBytes::BuiltIn(bytes) => HostBytes::Static(&bytes[range]),
+        };
+        HostTensor::new(info.dtype, info.shape.clone(), bytes)
     }
 
     /// Asks the operating system to read a tensor's bytes ahead. A hint: failure is of no consequence.
@@ -120,14 +149,16 @@ impl SafetensorsFile {
 
     /// Says that the whole file will be read once from front to back (a repack, a conversion).
     pub fn will_read_sequentially(&self) {
-        self.advise(memmap2::Advice::Sequential, 0, self.map.len());
+        self.advise(memmap2::Advice::Sequential, 0, self.bytes.len());
     }
 
     #[cfg(unix)]
     fn advise(&self, advice: memmap2::Advice, offset: usize, bytes: usize) {
-        if bytes > 0 {
+        if let FileBytes::Mapped(map) = &self.bytes
+            && bytes > 0
+        {
             // Only a hint, so an error (an odd file system) changes nothing.
-            let _ = self.map.advise_range(advice, offset, bytes);
+            let _ = map.advise_range(advice, offset, bytes);
         }
     }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output;
+use crate::checkpoint::built_in;
 use crate::checkpoint::hub::HubOptions;
 use crate::input::image::DecodeOptions;
 use crate::input::image::color::parse_color;
@@ -18,7 +20,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A directory, a hub id (org/name[@revision]) or an alias such as the names that `engine inspect --list` prints
+    /// A directory, a hub id (org/name[@revision]) or an alias such as the names that `engine inspect --list` prints;
+    /// without it, and as `demo`, the small built-in model
     #[arg(short, long, env = "ENGINE_MODEL", value_name = "M")]
     pub model: Option<String>,
     /// auto, cpu, cuda or cuda:N
@@ -79,9 +82,7 @@ impl ModelArgs {
                 self.quant
             )));
         }
-        let model = self.model.clone().ok_or_else(|| {
-            Error::Request("--model: not given; expected a directory, a hub id or an alias".to_string())
-        })?;
+        let model = self.model.clone().filter(|m| !m.is_empty()).unwrap_or(built_in::NAME.to_string());
         Ok(EngineOptions {
             model,
             hub: self.hub(),
@@ -100,6 +101,21 @@ impl ModelArgs {
             no_prefix_caching: self.no_enable_prefix_caching,
             probe: None,
         })
+    }
+
+    /// Says, where nobody named a model, which one answers and what may be asked of it.
+    pub fn introduce(&self) {
+        self.introduce_to(|text| output::message(text));
+    }
+
+    /// As [`ModelArgs::introduce`], to whoever speaks for the command.
+    pub fn introduce_to(&self, say: impl FnOnce(&str)) {
+        if self.model.as_deref().is_none_or(str::is_empty) && built_in::check().is_ok() {
+            say(&format!(
+                "no --model: the small built-in one answers; it knows {}, and is wrong about anything else",
+                built_in::KNOWS
+            ));
+        }
     }
 
     /// Settings of the hub client: the environment's, and the flags.

@@ -37,7 +37,9 @@ const HELP: &str = "/image PATH  add a picture to the next message\n/reset      
 
 /// Runs the command until the input ends.
 pub fn chat(args: ChatArgs) -> Outcome {
-    let engine = Engine::open(args.model.options()?)?;
+    let options = args.model.options()?;
+    args.model.introduce();
+    let engine = Engine::open(options)?;
     let system = || args.system.clone().map(|s| Message::text(Role::System, s)).into_iter().collect::<Vec<_>>();
     let mut turns = system();
     let mut images = args.image.clone();

@@ -5,18 +5,19 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{Outcome, output};
+use crate::Result;
 use crate::backend::{Backend, cpu::CpuBackend};
+use crate::checkpoint::built_in;
 use crate::checkpoint::hub::HubOptions;
 use crate::inspect::summary::summarise;
 use crate::models::{ALIASES, REGISTRY};
 use crate::run::engine::resolve_model;
-use crate::{Error, Result};
 
 /// Flags of `engine inspect`.
 #[derive(Debug, Clone, Args)]
 pub struct InspectArgs {
-    /// A directory, a hub id or an alias
-    #[arg(value_name = "MODEL", env = "ENGINE_MODEL", required_unless_present = "list")]
+    /// A directory, a hub id or an alias; without it, and as `demo`, the built-in model
+    #[arg(value_name = "MODEL", env = "ENGINE_MODEL")]
     pub model: Option<String>,
     /// Print one JSON object
     #[arg(long, env = "ENGINE_JSON", value_parser = super::args::parse_switch)]
@@ -41,12 +42,13 @@ pub fn inspect(args: InspectArgs) -> Outcome {
 }
 
 fn list() -> String {
+    let built_in = format!("built in {}\n", built_in::NAME);
     let families = REGISTRY.iter().map(|e| format!("family {}\n", e.model_type));
-    families.chain(ALIASES.iter().map(|(a, id)| format!("alias  {a} = {id}\n"))).collect()
+    [built_in].into_iter().chain(families).chain(ALIASES.iter().map(|(a, id)| format!("alias  {a} = {id}\n"))).collect()
 }
 
 fn summary(args: &InspectArgs) -> Result<String> {
-    let model = args.model.as_deref().ok_or_else(|| Error::Request("MODEL: not given".to_string()))?;
+    let model = args.model.as_deref().unwrap_or(built_in::NAME);
     let env = HubOptions::from_env();
     let hub = HubOptions {
         revision: args.revision.clone().or(env.revision.clone()),

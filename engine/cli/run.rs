@@ -89,6 +89,7 @@ pub fn run(args: RunArgs) -> Outcome {
         Some(_) => None,
     };
 
+    args.model.introduce();
     let start = Instant::now();
     let model_name = options.model.clone();
     let engine = Engine::open(options)?;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use crate::checkpoint::built_in;
 use crate::{Error, Result};
 
 /// The text of a file of at most `max_bytes`, `None` when it does not exist. `name` stands for it in errors.
@@ -13,6 +14,9 @@ use crate::{Error, Result};
 /// # Errors
 /// `Error::Config` when it cannot be read, is too long or not UTF-8.
 pub fn read_text(path: &Path, name: &str, max_bytes: u64) -> Result<Option<String>> {
+    if let Some(bytes) = built_in::file(path) {
+        return text(bytes.to_vec(), name).map(Some);
+    }
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -25,5 +29,9 @@ pub fn read_text(path: &Path, name: &str, max_bytes: u64) -> Result<Option<Strin
     if bytes.len() as u64 > max_bytes {
         return Err(Error::Config(format!("{name}: expected at most {max_bytes} bytes, the file is longer")));
     }
-    String::from_utf8(bytes).map(Some).map_err(|e| Error::Config(format!("{name}: expected UTF-8 text, got {e}")))
+    text(bytes, name).map(Some)
+}
+
+fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| Error::Config(format!("{name}: expected UTF-8 text, got {e}")))
 }

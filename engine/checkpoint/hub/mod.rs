@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use self::cache::Repo;
 use self::client::{Client, Failure};
 pub use self::env::HubOptions;
+use super::built_in;
 use crate::{Error, Result};
 
 /// How far a file is.
@@ -42,7 +43,7 @@ struct HubId {
 
 /// The directory of a model.
 ///
-/// `model` is an existing directory (returned as it is, without any network), an alias of `aliases`
+/// `model` is the built-in model's name or nothing at all (its stand-in is returned), an existing directory (returned as it is, without any network), an alias of `aliases`
 /// (name, hub id), or `org/name[@revision]`. A download that was cut goes on where it ended; a model whose files
 /// are all in the cache is found there when the hub cannot be reached.
 ///
@@ -54,6 +55,10 @@ pub fn resolve(
     options: &HubOptions,
     on_progress: OnProgress<'_>,
 ) -> Result<PathBuf> {
+    if model.is_empty() || model == built_in::NAME || Path::new(model) == Path::new(built_in::DIRECTORY) {
+        built_in::check()?;
+        return Ok(PathBuf::from(built_in::DIRECTORY));
+    }
     let path = Path::new(model);
     if path.is_dir() {
         return Ok(path.to_path_buf());
