@@ -3,6 +3,7 @@
 //! In: options, requests. Out: handles. Owns: the worker thread, by its command channel.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
@@ -87,7 +88,9 @@ struct Inner {
     commands: Mutex<Sender<Command>>,
     frontend: Arc<Frontend>,
     stats: Arc<Mutex<Stats>>,
+    busy: Arc<AtomicU64>,
     device: DeviceInfo,
+    max_num_seqs: usize,
     max_model_len: usize,
 }
 
@@ -133,12 +136,14 @@ impl Engine {
         let frontend =
             Arc::new(Frontend { family, tokenizer, template, guard, generation, vocab_size: limits.vocab_size });
         let stats = Arc::new(Mutex::new(scheduler.stats()));
+        let busy = Arc::new(AtomicU64::new(0));
         let worker = Worker {
             frontend: frontend.clone(),
             executor,
             scheduler,
             commands: receiver,
             stats: stats.clone(),
+            busy: busy.clone(),
             probe: options.probe,
             sampler: Sampler::new(limits.vocab_size),
             live: Default::default(),
@@ -148,8 +153,10 @@ impl Engine {
             .name("engine-worker".to_string())
             .spawn(move || worker.run())
             .map_err(|e| Error::Internal(format!("worker thread: {e}")))?;
-        let max_model_len = sizes.scheduler.max_model_len;
-        Ok(Engine { inner: Arc::new(Inner { commands: Mutex::new(sender), frontend, stats, device, max_model_len }) })
+        let (max_model_len, max_num_seqs) = (sizes.scheduler.max_model_len, sizes.scheduler.max_num_seqs);
+        let commands = Mutex::new(sender);
+        let inner = Inner { commands, frontend, stats, busy, device, max_num_seqs, max_model_len };
+        Ok(Engine { inner: Arc::new(inner) })
     }
 
     /// Prepares a request on this thread and queues it. Errors are the request's own.
@@ -177,6 +184,16 @@ impl Engine {
     /// Counters of the scheduler after its latest step.
     pub fn stats(&self) -> Stats {
         *self.inner.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time that the worker has spent in steps: encoding, decoding, sampling.
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.inner.busy.load(Ordering::Relaxed))
+    }
+
+    /// Sequences that run at once.
+    pub fn max_num_seqs(&self) -> usize {
+        self.inner.max_num_seqs
     }
 
     pub fn device(&self) -> &DeviceInfo {

@@ -4,6 +4,7 @@
 //! A fault of one request ends that request; a fault of the device ends those that are live.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -40,6 +41,8 @@ pub struct Worker {
     pub scheduler: Scheduler,
     pub commands: Receiver<Command>,
     pub stats: Arc<Mutex<Stats>>,
+    /// Nanoseconds spent in steps.
+    pub busy: Arc<AtomicU64>,
     pub probe: Option<OwnedProbe>,
     /// Scratch memory of sampling.
     pub sampler: Sampler,
@@ -95,9 +98,11 @@ impl Worker {
             }
             self.drop_cancelled();
             if let Some(batch) = self.scheduler.schedule() {
+                let start = Instant::now();
                 if let Err(e) = self.step(&batch) {
                     self.fail_all(&e);
                 }
+                self.busy.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 self.scheduler.recycle(batch);
             }
             *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
