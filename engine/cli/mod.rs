@@ -3,6 +3,7 @@
 //! In: arguments and environment. Out: exit codes of the contract. Answers go to stdout, everything else to stderr.
 
 pub mod args;
+pub mod caption;
 pub mod chat;
 pub mod inspect;
 pub mod logging;
@@ -31,6 +32,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Talk in the terminal, several turns
     Chat(Box<chat::ChatArgs>),
+    /// Caption folders of pictures; a run that was stopped goes on
+    Caption(Box<caption::CaptionArgs>),
     /// Show what a checkpoint holds and what fits
     Inspect(inspect::InspectArgs),
 }
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::chat(*args),
+        Command::Caption(args) => caption::caption(*args),
         Command::Inspect(args) => inspect::inspect(args),
     };
     outcome.unwrap_or_else(|e| {
