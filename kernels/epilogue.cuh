@@ -34,6 +34,8 @@ __device__ __forceinline__ float activate(float v, const SigmoidForm& form) {
 struct LinearArgs {
   const void* x;         // [rows, k] T
   const void* w;         // packed.cuh
+  const void* scales;    // of int8: [packed rows] f32; of int4: [groups, packed rows] f16
+  const void* offsets;   // of int4: [groups, packed rows] T, minus (base + zero point) (packed.cuh); null: zero is 8
   const float* bias;     // [n], or null
   const void* residual;  // [rows, n] T, or null; may be y
   void* y;               // [rows, n] T or f32
@@ -51,16 +53,16 @@ struct LinearArgs {
   int splits;            // parts of k, each a block's
   int flags;             // LinearFlags
   SigmoidForm activation;
-  int reserved;
+  int group;             // of int4: columns with one scale: 32, or a multiple of 64
 };
-static_assert(sizeof(LinearArgs) == 136, "size as in Rust");
+static_assert(sizeof(LinearArgs) == 152, "size as in Rust");
 
 __device__ __forceinline__ int live_rows(const LinearArgs& args) {
   return args.num_rows == nullptr ? args.rows : min(*args.num_rows, args.rows);
 }
 
 // True in every thread of the block that is the last of `blocks` to get here; what the others wrote before is then
-// visible. Leaves the counter zero for the next launch. `last` is shared memory.
+// visible. Leaves the counter zero for the next launch. `last` is shared memory that no thread needs any more.
 __device__ __forceinline__ bool arrive_last(unsigned* arrived, int blocks, bool* last) {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
   __syncthreads();
@@ -74,9 +76,10 @@ __device__ __forceinline__ bool arrive_last(unsigned* arrived, int blocks, bool*
 }
 
 // From a thread's four sums of a row, neighbouring packed columns of w from `column` on (column % 4 == 0), to y: four
-// features, or two where each is a gate and its up.
-template <typename T>
+// features, or two where each is a gate and its up. kScaled: sums are of int8 weights, which have a scale a row.
+template <typename T, bool kScaled>
 struct Epilogue {
+  float4 scale;
   float4 bias;  // the same for every row
   int col;      // feature of y
   int count;    // features from col on that y has, 0..4
@@ -85,6 +88,9 @@ struct Epilogue {
     const bool gated = args.flags & kGated;
     col = gated ? column / 2 : column;
     count = min(max(args.n - col, 0), gated ? 2 : 4);
+    if constexpr (kScaled) {
+      if (count > 0) scale = *reinterpret_cast<const float4*>(static_cast<const float*>(args.scales) + column);
+    }
     bias = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (args.bias != nullptr) {
       if (count == 4) {
@@ -99,6 +105,7 @@ struct Epilogue {
 
   __device__ __forceinline__ void store(const LinearArgs& args, int row, float4 v) const {
     if (count == 0) return;
+    if constexpr (kScaled) v = make_float4(v.x * scale.x, v.y * scale.y, v.z * scale.z, v.w * scale.w);
     v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
     if (args.flags & kGated) {
       const float first = activate(v.x, args.activation) * v.y, second = activate(v.z, args.activation) * v.w;

@@ -5,8 +5,12 @@ pub mod device;
 pub mod harness;
 
 mod elementwise;
+mod gated_linear;
 mod layernorm;
+mod linear;
+mod linear_quantized;
 mod rmsnorm;
 mod rows;
 
-pub const OPS: &[harness::Op] = &[rmsnorm::OP, layernorm::OP, elementwise::OP, rows::OP];
+pub const OPS: &[harness::Op] =
+    &[rmsnorm::OP, layernorm::OP, elementwise::OP, rows::OP, linear::OP, gated_linear::OP, linear_quantized::OP];

@@ -11,6 +11,7 @@ pub mod kernels;
 pub mod launch;
 pub mod ops;
 pub mod pack;
+pub mod pack_quantized;
 
 use std::sync::Arc;
 

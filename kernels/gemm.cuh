@@ -1,0 +1,353 @@
+// The body of the GEMM kernels: tiles, copies, products, sums over splits of k, epilogue. For gemm.cu (weights as
+// stored), gemm_int8.cu, gemm_int4.cu.
+//
+// Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh).
+#pragma once
+
+#include "epilogue.cuh"
+#include "packed.cuh"
+
+namespace engine {
+
+// F: the storage of weights (packed.cuh). The rest: a block's part of y, k of a stage, warps, stages.
+template <typename F, int kBM, int kBN, int kBK, int kWarpsM, int kWarpsN, int kStageCount>
+struct Tile {
+  using Format = F;
+  static constexpr int BM = kBM, BN = kBN, BK = kBK, kStages = kStageCount;
+  static constexpr int kWarpColumns = kWarpsN;
+  static constexpr int kThreads = kWarpsM * kWarpsN * kWarpThreads;
+  // Of a warp, in tiles of 16.
+  static constexpr int kRowTiles = BM / kWarpsM / 16;
+  static constexpr int kColTiles = BN / kWarpsN / 16;
+  static constexpr int kBytesX = BM * BK * 2;
+  static constexpr int kBytesW = BN / 16 * (BK / 16) * kBlockBytes / (F::kTiles * F::kSteps);
+  // Of grouped storage: scales and offsets of up to two groups.
+  static constexpr int kBytesGroup = BN * 2;
+  static constexpr int kBytesScales = F::kGroups ? 4 * kBytesGroup : 0;
+  static_assert(BK == 32 || BK == 64, "rows of x in shared memory are 64 or 128 bytes");
+  static_assert(kColTiles == 2 || kColTiles == 4, "rows of a warp's sums are one or two lines of shared memory");
+  static_assert(!F::kGroups || BK == 64, "a stage is whole groups of 32, or of one group");
+};
+
+// Where 16-byte chunk `chunk` of row `row` of x lies in shared memory: swizzled so that the eight rows that one
+// ldmatrix phase reads fall into different banks.
+template <int kBK>
+__device__ __forceinline__ int x_offset(int row, int chunk) {
+  constexpr int kChunks = kBK / 8;
+  const int key = kChunks == 8 ? row & 7 : (row >> 1) & 3;
+  return (row * kChunks + (chunk ^ key)) * 16;
+}
+
+// Copies of one stage. A thread's chunks of x are all in one column of chunks, those of w at one offset in its strips.
+template <typename T, typename Tl>
+struct Loader {
+  static constexpr int kChunks = Tl::BK / 8;                    // of a row of x
+  static constexpr int kRowsApart = Tl::kThreads / kChunks;     // rows between a thread's chunks
+  static constexpr int kCountX = Tl::BM / kRowsApart;
+  static constexpr int kStripRows = Tl::Format::kTiles * 16;  // of w; a strip's blocks are contiguous
+  static constexpr int kStripBytes = Tl::BK / 16 / Tl::Format::kSteps * kBlockBytes;
+  static constexpr int kStripChunks = kStripBytes / 16;
+  static constexpr int kCountW = Tl::kBytesW / 16 / Tl::kThreads;
+  static_assert(Tl::BM % kRowsApart == 0, "x divides among the threads");
+  static_assert(kRowsApart % 8 == 0, "one swizzle key a thread");
+  static_assert(Tl::kThreads % kStripChunks == 0 && kCountW % 2 == 0, "w divides into halves of whole strips");
+
+  const char* x;             // this thread's chunk of the next step, in the tile's first row
+  uint32_t x_row[kCountX];   // bytes from there to this thread's rows
+  const char* w;             // the next step of its first strip
+  uint32_t w_apart, w_half;  // bytes to its next strip, and to the second half of its strips
+  uint32_t x_shared, w_shared;
+  int left;                  // columns of x from this chunk on
+  const char* scales;        // of a group: this thread's chunk in the first group
+  uint32_t scales_shared;
+
+  __device__ __forceinline__ Loader(const LinearArgs& args, uint32_t shared, int rows, int row0, int n_tile0, int step) {
+    const int tid = threadIdx.x;
+    const int chunk = tid % kChunks, row = tid / kChunks;
+    const int at = step * Tl::BK + chunk * 8;
+    x = static_cast<const char*>(args.x) + (static_cast<size_t>(row0) * args.x_stride + at) * sizeof(T);
+    left = args.k - at;
+#pragma unroll
+    for (int i = 0; i < kCountX; ++i) {
+      // Rows beyond the batch repeat its last one: they are real memory, and their results are not stored.
+      x_row[i] = min(row + i * kRowsApart, rows - 1 - row0) * args.x_stride * static_cast<int>(sizeof(T));
+    }
+    const int strip_bytes = args.k_tiles / Tl::Format::kSteps * kBlockBytes;
+    w = static_cast<const char*>(args.w) +
+        static_cast<size_t>(n_tile0 / Tl::Format::kTiles + tid / kStripChunks) * strip_bytes + step * kStripBytes +
+        tid % kStripChunks * 16;
+    w_apart = Tl::kThreads / kStripChunks * strip_bytes;
+    // Packed rows are a multiple of 64: of the last 128 the second half may not be there; the first stands in for it.
+    const bool half = n_tile0 + Tl::BN / 16 > args.n_tiles;
+    w_half = half ? 0 : w_apart * (kCountW / 2);
+    x_shared = shared + x_offset<Tl::BK>(row, chunk);
+    w_shared = shared + Tl::kStages * Tl::kBytesX + tid * 16;
+    if constexpr (Tl::Format::kGroups) {
+      // One warp copies scales with its first half and offsets with its second, eight rows a chunk.
+      constexpr int kRowChunks = Tl::BN / 8;
+      const void* source = tid < kRowChunks ? args.scales : args.offsets;
+      const int chunk16 = half ? tid % (kRowChunks / 2) : tid % kRowChunks;
+      scales = tid < 2 * kRowChunks && source != nullptr
+                   ? static_cast<const char*>(source) + (n_tile0 * kTileN + chunk16 * 8) * 2
+                   : nullptr;
+      scales_shared = shared + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + tid / kRowChunks * 2 * Tl::kBytesGroup +
+                      tid % kRowChunks * 16;
+    }
+  }
+
+  // The next step of k into stage `stage`. `whole`: all of it lies within k.
+  __device__ __forceinline__ void copy(int stage, bool whole) {
+    const uint32_t x_stage = x_shared + stage * Tl::kBytesX;
+    if (whole) {
+#pragma unroll
+      for (int i = 0; i < kCountX; ++i) cp_async_16(x_stage + i * kRowsApart * Tl::BK * 2, x + x_row[i]);
+    } else {
+      // What lies beyond k is zero. A chunk that starts there takes nothing, from an address that is there.
+      const int bytes = max(min(left, 8), 0) * static_cast<int>(sizeof(T));
+      const char* from = left > 0 ? x : x + ((left - 1) >> 3) * 16;
+#pragma unroll
+      for (int i = 0; i < kCountX; ++i) cp_async<16>(x_stage + i * kRowsApart * Tl::BK * 2, from + x_row[i], bytes);
+    }
+    x += Tl::BK * sizeof(T);
+    left -= Tl::BK;
+#pragma unroll
+    for (int i = 0; i < kCountW; ++i) {
+      const uint32_t offset = i < kCountW / 2 ? w_apart * i : w_half + w_apart * (i - kCountW / 2);
+      cp_async_16(w_shared + stage * Tl::kBytesW + i * Tl::kThreads * 16, w + offset);
+    }
+    w += kStripBytes;
+  }
+
+  // Scales and offsets of a step's groups.
+  __device__ __forceinline__ void copy_scales(const LinearArgs& args, int stage, int step) {
+    if (scales == nullptr) return;
+    const size_t row_bytes = static_cast<size_t>(args.n_tiles) * kTileN * 2;
+    const int group = step * Tl::BK / args.group;
+    cp_async_16(scales_shared + stage * Tl::kBytesScales, scales + group * row_bytes);
+    if (args.group < Tl::BK) {
+      cp_async_16(scales_shared + stage * Tl::kBytesScales + Tl::kBytesGroup, scales + (group + 1) * row_bytes);
+    }
+  }
+};
+
+// The first kCount words of this lane's, from shared memory.
+template <int kCount>
+__device__ __forceinline__ uint4 load_words(uint32_t address) {
+  uint4 v = {};
+  if constexpr (kCount == 4) {
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  }
+  return v;
+}
+
+// Adds the parts of a tile that other blocks computed. True in the block that arrived last, whose `sums` are then
+// whole; the others are done. `last` is shared memory.
+template <typename Tl>
+__device__ __forceinline__ bool join_splits(const LinearArgs& args, int tile, int tiles, bool* last,
+                                            float (&sums)[Tl::kRowTiles][Tl::kColTiles][8]) {
+  float4* mine = reinterpret_cast<float4*>(args.partial) + threadIdx.x;
+  constexpr int kVectors = Tl::kRowTiles * Tl::kColTiles * 2;
+  const size_t part = static_cast<size_t>(kVectors) * Tl::kThreads;  // float4 of one tile
+  float4* out = mine + (static_cast<size_t>(blockIdx.y) * tiles + tile) * part;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    float* s = &sums[v / 2 / Tl::kColTiles][v / 2 % Tl::kColTiles][v % 2 * 4];
+    out[v * Tl::kThreads] = make_float4(s[0], s[1], s[2], s[3]);
+    s[0] = s[1] = s[2] = s[3] = 0.0f;
+  }
+  if (!arrive_last(&args.arrived[tile], args.splits, last)) return false;
+#pragma unroll 1
+  for (int split = 0; split < args.splits; ++split) {
+    const float4* in = mine + (static_cast<size_t>(split) * tiles + tile) * part;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      float* s = &sums[v / 2 / Tl::kColTiles][v / 2 % Tl::kColTiles][v % 2 * 4];
+      const float4 p = __ldcg(&in[v * Tl::kThreads]);
+      s[0] += p.x, s[1] += p.y, s[2] += p.z, s[3] += p.w;
+    }
+  }
+  return true;
+}
+
+template <typename Tl>
+__device__ __forceinline__ void gemm(const LinearArgs& args) {
+  using F = typename Tl::Format;
+  using T = typename F::Element;
+  extern __shared__ __align__(128) char shared[];
+  const int rows = live_rows(args);
+  const int row_tiles = (rows + Tl::BM - 1) / Tl::BM;
+  const int col_tiles = (args.n_tiles * kTileN + Tl::BN - 1) / Tl::BN;
+  if (static_cast<int>(blockIdx.x) >= row_tiles * col_tiles) return;
+  // Eight row tiles go through the columns together, so a column's weights come from memory once for the eight.
+  constexpr int kGroup = 8;
+  const int group = blockIdx.x / (kGroup * col_tiles), in_group = blockIdx.x % (kGroup * col_tiles);
+  const int group_rows = min(row_tiles - group * kGroup, kGroup);
+  const int row_tile = group * kGroup + in_group % group_rows, col_tile = in_group / group_rows;
+  const int row0 = row_tile * Tl::BM, n_tile0 = col_tile * (Tl::BN / kTileN);
+
+  const int all_steps = (args.k + Tl::BK - 1) / Tl::BK;
+  const int first = static_cast<int>(static_cast<long long>(all_steps) * blockIdx.y / args.splits);
+  const int steps = static_cast<int>(static_cast<long long>(all_steps) * (blockIdx.y + 1) / args.splits) - first;
+
+  const int whole_steps = args.k / Tl::BK - first;
+
+  const uint32_t base = shared_address(shared);
+  Loader<T, Tl> loader(args, base, rows, row0, n_tile0, first);
+#pragma unroll
+  for (int s = 0; s < Tl::kStages - 1; ++s) {
+    if (s < steps) {
+      loader.copy(s, s < whole_steps);
+      if constexpr (F::kGroups) loader.copy_scales(args, s, first + s);
+    }
+    cp_async_commit();
+  }
+
+  const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
+  const int warp_row = warp / Tl::kWarpColumns * Tl::kRowTiles * 16;
+  const int warp_tile = warp % Tl::kWarpColumns * Tl::kColTiles;
+  // ldmatrix: lanes 0..15 name rows 0..15 of the first eight k, lanes 16..31 of the next eight.
+  const uint32_t x_lane = base + (warp_row + lane % 16) * Tl::BK * 2;
+  const int x_key = Tl::BK == 64 ? lane & 7 : (lane >> 1) & 3;
+  // A block of w of which this warp's tiles are a part is read in part.
+  const uint32_t w_lane = base + Tl::kStages * Tl::kBytesX + warp_tile / F::kTiles * Loader<T, Tl>::kStripBytes +
+                          lane * 16 + warp_tile % F::kTiles * 4;
+  const uint32_t scales_base = base + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + warp_tile * kTileN * 2;
+
+  float sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
+  // Of grouped storage: sums are a group's, totals those of the groups so far, times their scales.
+  float totals[Tl::kRowTiles][Tl::kColTiles][8];
+  uint32_t negative[Tl::kColTiles][2];
+  if constexpr (F::kGroups) {
+#pragma unroll
+    for (int j = 0; j < Tl::kColTiles; ++j) {
+      negative[j][0] = negative[j][1] = F::kMinusEight;
+#pragma unroll
+      for (int i = 0; i < Tl::kRowTiles; ++i) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) totals[i][j][e] = 0.0f;
+      }
+    }
+  }
+
+  int stage = 0;
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<Tl::kStages - 2>();
+    __syncthreads();
+    const int free_stage = stage == 0 ? Tl::kStages - 1 : stage - 1;
+    const int ahead = step + Tl::kStages - 1;
+    if (ahead < steps) {
+      loader.copy(free_stage, ahead < whole_steps);
+      if constexpr (F::kGroups) loader.copy_scales(args, free_stage, first + ahead);
+    }
+    cp_async_commit();
+    uint4 words[Tl::kColTiles];
+    const uint32_t scales = scales_base + stage * Tl::kBytesScales;
+#pragma unroll
+    for (int kk = 0; kk < Tl::BK / 16; ++kk) {
+      if constexpr (F::kGroups) {
+        if (args.offsets != nullptr && (kk == 0 || (kk == 2 && args.group == 32))) {
+          const uint32_t row = scales + (2 + kk / 2) * Tl::kBytesGroup + (lane / 8 * 4 + lane / 4 % 2) * 2;
+#pragma unroll
+          for (int j = 0; j < Tl::kColTiles; ++j) {
+            negative[j][0] = load_twice(row + j * kTileN * 2);
+            negative[j][1] = load_twice(row + j * kTileN * 2 + 4);
+          }
+        }
+      }
+      uint32_t a[Tl::kRowTiles][4];
+#pragma unroll
+      for (int i = 0; i < Tl::kRowTiles; ++i) {
+        const uint32_t chunk = ((kk * 2 + lane / 16) ^ x_key) * 16;
+        ldmatrix_x4(a[i], x_lane + stage * Tl::kBytesX + i * 16 * Tl::BK * 2 + chunk);
+      }
+      const uint32_t w_block = w_lane + stage * Tl::kBytesW + kk / F::kSteps * kBlockBytes;
+      if constexpr (F::kTiles == 4) {
+        words[0] = load_words<Tl::kColTiles>(w_block);
+      } else if (kk % F::kSteps == 0) {
+#pragma unroll
+        for (int j = 0; j < Tl::kColTiles; ++j) words[j] = load_words<4>(w_block + j * Loader<T, Tl>::kStripBytes);
+      }
+#pragma unroll
+      for (int j = 0; j < Tl::kColTiles; ++j) {
+        uint32_t b[4];
+        F::operands(b, words[F::kTiles == 4 ? 0 : j], j, kk % F::kSteps, negative[j]);
+#pragma unroll
+        for (int i = 0; i < Tl::kRowTiles; ++i) {
+          mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[i][j][0]), a[i], b[0], b[1]);
+          mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[i][j][4]), a[i], b[2], b[3]);
+        }
+      }
+      if constexpr (F::kGroups) {
+        const bool ends = (first + step + 1) * Tl::BK % args.group == 0 || step == steps - 1;
+        if ((kk == 1 && args.group == 32) || (kk == 3 && ends)) {
+          const uint32_t row = scales + (args.group == 32 ? kk / 2 : 0) * Tl::kBytesGroup + lane % 4 * 8;
+#pragma unroll
+          for (int j = 0; j < Tl::kColTiles; ++j) {
+            const float4 s = load_scales(row + j * kTileN * 2);
+            const float by[8] = {s.x, s.y, s.x, s.y, s.z, s.w, s.z, s.w};
+#pragma unroll
+            for (int i = 0; i < Tl::kRowTiles; ++i) {
+#pragma unroll
+              for (int e = 0; e < 8; ++e) {
+                totals[i][j][e] = fmaf(sums[i][j][e], by[e], totals[i][j][e]);
+                sums[i][j][e] = 0.0f;
+              }
+            }
+          }
+        }
+      }
+    }
+    stage = stage == Tl::kStages - 1 ? 0 : stage + 1;
+  }
+  cp_async_wait<0>();
+  if constexpr (F::kGroups) {
+#pragma unroll
+    for (int i = 0; i < Tl::kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tl::kColTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sums[i][j][e] = totals[i][j][e];
+      }
+    }
+  }
+
+  if (args.splits > 1 && !join_splits<Tl>(args, blockIdx.x, row_tiles * col_tiles, reinterpret_cast<bool*>(shared), sums)) {
+    return;
+  }
+
+  // Through shared memory, so that what follows is a short loop in which a lane keeps its columns and a warp's lanes
+  // are neighbours in memory. Each warp has its own part; 16-byte chunks of odd rows are swapped by halves of a line.
+  __syncthreads();
+  constexpr int kColumns = Tl::kColTiles * kTileN, kRows = Tl::kRowTiles * 16;
+  float4* own = reinterpret_cast<float4*>(shared) + warp * (kRows * kColumns / 4);
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < Tl::kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tl::kColTiles; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* s = &sums[i][j][half * 2];
+        const int row = i * 16 + half * 8 + g, chunk = (j * 4 + t) ^ ((g & 1) * 4);
+        own[row * (kColumns / 4) + chunk] = make_float4(s[0], s[1], s[4], s[5]);
+      }
+    }
+  }
+  __syncwarp();
+  constexpr int kLanes = kColumns / 4;  // of a row
+  const int column = (n_tile0 + warp_tile) * kTileN + lane % kLanes * 4;
+  const Epilogue<T, F::kRowScales> epilogue(args, column);
+#pragma unroll 4
+  for (int r = lane / kLanes; r < kRows; r += kWarpThreads / kLanes) {
+    const float4 v = own[r * kLanes + ((lane % kLanes) ^ ((r & 1) * 4))];
+    const int row = row0 + warp_row + r;
+    if (row < rows) epilogue.store(args, row, v);
+  }
+}
+
+}  // namespace engine
