@@ -331,3 +331,48 @@ fn divergence_reconverges() {
         assert_eq!(out[t], if t > 20 { 7 } else { [1, 2, 3, 1][t & 3] });
     }
 }
+
+#[test]
+fn faults_that_end_a_launch_have_their_kind_and_line() {
+    // The body is line 9 of the text.
+    let all = [
+        ("trap;", "trap", 719),
+        ("setp.gt.u32 %p, %t, 30; @%p trap;", "trap", 719),
+        ("ld.global.u32 %v, [%x+2];", "misaligned access", 716),
+        ("ld.global.u32 %v, [%y+128];", "out-of-bounds access", 700),
+        ("mov.u64 %l0, 16; st.global.u32 [%l0], %t;", "out-of-bounds access", 700),
+        ("ld.shared.u32 %v, [s+16384];", "out-of-bounds access", 700),
+        ("st.shared.v2.u32 [s+4], {%t, %t};", "misaligned access", 716),
+        ("ld.shared.u32 %v, [s];", "read of uninitialised memory", 719),
+        ("st.shared.u32 [s], %t;", "shared-memory race", 719),
+        ("{ .local .align 4 .b8 d[8]; mov.u64 %l0, d; ld.local.u32 %v, [%l0+16]; }", "out-of-bounds access", 700),
+        ("ld.param.u64 %l0, [p0+8];", "out-of-bounds access", 700),
+        ("setp.lt.u32 %p, %t, 4; @%p shfl.sync.idx.b32 %v, %t, 0, 31, -1;", "warp-level sync with absent lanes", 719),
+        ("setp.lt.u32 %p, %t, 4; @%p bar.sync 0;", "barrier divergence", 719),
+        (
+            "cp.async.ca.shared.global [s], [%x], 4; ld.shared.u32 %v, [s];",
+            "shared-memory race, missing cp.async wait",
+            719,
+        ),
+        ("mov.u32 %v, 9; TABLE: .branchtargets A, A; brx.idx %v, TABLE; A: ", "illegal operand", 715),
+        ("mov.u32 %v, s; mbarrier.arrive.shared.b64 %l0, [%v];", "read of uninitialised memory", 719),
+        (
+            "mov.u32 %v, s; mbarrier.init.shared.b64 [%v], 1; WAIT: mbarrier.try_wait.parity.shared.b64 %q, [%v], 0; @!%q bra WAIT;",
+            "no progress",
+            702,
+        ),
+    ];
+    for (body, kinds, code) in all {
+        let Err(e) = run(body, 32, 1, &[0; 32]) else { panic!("{body}: nothing was found") };
+        assert!(kinds.split(", ").any(|k| k == e.kind.name()), "{body}: {e}");
+        assert_eq!(e.kind.cuda_error(), code, "{body}");
+        let text = e.to_string();
+        assert!(e.ptx_line == 9 && text.contains("PTX line 9"), "{body}: {text}");
+    }
+    // A loop without end.
+    let mut gpu = Gpu::new(1 << 22).unwrap();
+    gpu.options.max_steps = 1 << 18;
+    let m = gpu.load(".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{\nL: bra L;\n}\n").unwrap();
+    let e = gpu.launch(&m.kernels["k"], Shape { grid: [1; 3], block: [32, 1, 1], shared: 0 }, &[]).unwrap_err();
+    assert_eq!((e.kind.name(), e.kind.cuda_error()), ("no progress", 702));
+}

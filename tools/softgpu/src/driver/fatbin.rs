@@ -1,7 +1,8 @@
 //! PTX out of fatbins.
 //! In: an image pointer as given to cuModuleLoadData. Out: PTX text. Owns: the container's layout, LZ4 blocks.
 //! Not here: loading (`module`). Layout as written by nvcc's fatbinary 11 to 13: a wrapper may point at a container of entries
-//! (1 PTX, 2 cubin), each with a header, sizes, an architecture and compression flags.
+//! (1 PTX, 2 cubin), each with a header, sizes, an architecture and compression flags. nvcc 13 packs PTX with zstd unless
+//! asked otherwise (`--compress-mode`), and with LZ4 for `speed`, as older ones do.
 
 use super::*;
 
@@ -53,13 +54,20 @@ unsafe fn container(at: *const u8, arch: u32) -> Result<String, Status> {
     let text = if flags & 0x2000 != 0 {
         unpack_lz4(bytes.get(..stored).ok_or(INVALID_IMAGE)?, full).ok_or(INVALID_IMAGE)?
     } else if flags & 0x8000 != 0 {
-        say("the PTX in this fatbin is compressed with zstd; build with -Xfatbinary -compress=false");
-        return Err(NOT_SUPPORTED);
+        unpack_zstd(bytes.get(..stored).ok_or(INVALID_IMAGE)?).ok_or(INVALID_IMAGE)?
     } else {
         bytes.to_vec()
     };
     let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
     String::from_utf8(text[..end].to_vec()).map_err(|_| INVALID_IMAGE)
+}
+
+/// A zstd frame. `None` when it is damaged.
+fn unpack_zstd(from: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let mut out = Vec::new();
+    ruzstd::decoding::StreamingDecoder::new(from).ok()?.read_to_end(&mut out).ok()?;
+    Some(out)
 }
 
 /// An LZ4 block of known size. `None` when it is damaged.
@@ -96,5 +104,5 @@ pub fn unpack_lz4(from: &[u8], size: usize) -> Option<Vec<u8>> {
             out.push(b);
         }
     }
-    Some(out)
+    (out.len() == size).then_some(out)
 }

@@ -14,6 +14,7 @@ use super::status;
 use super::warp::Warp;
 use crate::ir::{Instr, NONE};
 use crate::memory::SHARED_WINDOW;
+use crate::multiversion;
 use std::collections::BTreeMap;
 
 /// One cp.async instruction of a warp.
@@ -45,7 +46,8 @@ impl Copies {
 
 /// `cp.async`: shared address row `a`, global address row `b`, source size row `c` or NONE, `x` the `MemOp` (its size is
 /// cp-size), `xs[0]` = 1 when addresses of shared memory are 64 bits wide.
-pub unsafe fn copy(w: &mut Warp, i: &Instr) -> u32 {
+#[inline(always)]
+unsafe fn copy_body(w: &mut Warp, i: &Instr) -> u32 {
     let op = w.block().launch().kernel.mems[i.x as usize];
     let mut to = addresses(w, i.a, op.wide_address, op.offset);
     if op.wide_address {
@@ -109,8 +111,12 @@ pub unsafe fn commit(w: &mut Warp, _: &Instr) -> u32 {
     status::OK
 }
 
+multiversion!(pub copy[][] = copy_body);
+multiversion!(pub wait[][] = wait_body);
+
 /// `cp.async.wait_group N` (`x` = N) and `wait_all` (`x` = NONE).
-pub unsafe fn wait(w: &mut Warp, i: &Instr) -> u32 {
+#[inline(always)]
+unsafe fn wait_body(w: &mut Warp, i: &Instr) -> u32 {
     let m = w.m;
     let mut at = 0;
     while at < w.copies.flying.len() {

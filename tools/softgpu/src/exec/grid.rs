@@ -186,16 +186,7 @@ impl<'a> Launch<'a> {
             }
         };
         let workers = (launch.options.threads as u64).min(total).max(1);
-        if workers == 1 {
-            work();
-        } else {
-            std::thread::scope(|s| {
-                for _ in 1..workers {
-                    s.spawn(work);
-                }
-                work();
-            });
-        }
+        super::team::run(workers as usize - 1, &work);
         let mut outputs = outputs.into_inner().unwrap_or_default();
         outputs.sort();
         outputs.iter().for_each(|(_, t)| print(t));

@@ -8,6 +8,7 @@ use super::status;
 use super::warp::Warp;
 use crate::ir::{Instr, MemOp, NONE};
 use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTES};
+use crate::multiversion;
 use crate::ptx::Space;
 
 /// Addresses of the lanes of an instruction.
@@ -80,6 +81,7 @@ pub enum Touch {
 }
 
 /// Checks a global access and, when asked to, counts its sectors. Addresses stay as they are: they are host addresses.
+#[inline(always)]
 pub unsafe fn global_access(
     w: &mut Warp,
     slot: usize,
@@ -89,11 +91,14 @@ pub unsafe fn global_access(
     touch: Touch,
 ) -> Result<(), u32> {
     let (mut low, mut high, mut bits) = (u64::MAX, 0u64, 0u64);
-    for l in 0..32 {
-        let on = m >> l & 1 != 0;
-        low = low.min(if on { a[l] } else { u64::MAX });
-        high = high.max(if on { a[l] } else { 0 });
-        bits |= if on { a[l] } else { 0 };
+    if m == u32::MAX {
+        for v in a {
+            (low, high, bits) = (low.min(*v), high.max(*v), bits | v);
+        }
+    } else {
+        for l in lanes(m) {
+            (low, high, bits) = (low.min(a[l]), high.max(a[l]), bits | a[l]);
+        }
     }
     let align = u64::from(bytes.min(16));
     if bits & (align - 1) != 0 {
@@ -210,6 +215,7 @@ unsafe fn count_sectors(w: &mut Warp, a: &[u64; 32], m: u32, bytes: u32, touch: 
 }
 
 /// Checks a shared access: bounds, alignment, races; counts bank conflicts. `new[l]` points at the bytes lane l writes.
+#[inline(always)]
 pub unsafe fn shared_access(
     w: &mut Warp,
     a: &[u64; 32],
@@ -237,7 +243,13 @@ pub unsafe fn shared_access(
     }
     if w.block().check {
         let (id, pc) = (w.id, w.pc);
+        let epoch = w.block().epoch(id);
         for l in lanes(m) {
+            if let Some(e) = epoch
+                && w.block().shared.plainly(e, a[l] as u32, bytes, l as u32 | id << 5, pc, access)
+            {
+                continue;
+            }
             let p = new.map_or(std::ptr::null(), |n| n[l]);
             if let Some((kind, text)) = w.block().shared_access((id, l as u32, pc), a[l] as u32, bytes, access, p) {
                 return Err(w.fault(kind, l as u32, Some(a[l]), text));
@@ -310,6 +322,16 @@ unsafe fn param_access(w: &mut Warp, a: &mut [u64; 32], m: u32, bytes: u32) -> R
     Ok(())
 }
 
+/// Whether lane l is at `a[0] + l * step`.
+#[inline(always)]
+fn in_a_row(a: &[u64; 32], step: u64) -> bool {
+    let mut off = 0;
+    for l in 0..32 {
+        off |= a[l] ^ a[0].wrapping_add(l as u64 * step);
+    }
+    off == 0
+}
+
 /// Moves elements of `n` bytes from memory into the register row at `d`.
 #[inline(always)]
 unsafe fn fetch(w: &Warp, op: &MemOp, d: u32, a: &[u64; 32], at: u64, m: u32) {
@@ -319,6 +341,16 @@ unsafe fn fetch(w: &Warp, op: &MemOp, d: u32, a: &[u64; 32], at: u64, m: u32) {
     let p = w.regs.add(d as usize);
     if op.size == 4 && !op.wide {
         let to = p as *mut u32;
+        if m == u32::MAX {
+            if in_a_row(a, 4) {
+                *(to as *mut [u32; 32]) = ((a[0] + at) as *const [u32; 32]).read_unaligned();
+                return;
+            }
+            for l in 0..32 {
+                *to.add(l) = ((a[l] + at) as *const u32).read_unaligned();
+            }
+            return;
+        }
         for l in lanes(m) {
             *to.add(l) = ((a[l] + at) as *const u32).read_unaligned();
         }
@@ -348,6 +380,16 @@ unsafe fn put(w: &Warp, op: &MemOp, s: u32, a: &[u64; 32], at: u64, m: u32) {
     let p = w.regs.add(s as usize);
     if op.size == 4 && !op.wide {
         let from = p as *const u32;
+        if m == u32::MAX {
+            if in_a_row(a, 4) {
+                ((a[0] + at) as *mut [u32; 32]).write_unaligned(*(from as *const [u32; 32]));
+                return;
+            }
+            for l in 0..32 {
+                ((a[l] + at) as *mut u32).write_unaligned(*from.add(l));
+            }
+            return;
+        }
         for l in lanes(m) {
             ((a[l] + at) as *mut u32).write_unaligned(*from.add(l));
         }
@@ -365,8 +407,12 @@ unsafe fn put(w: &Warp, op: &MemOp, s: u32, a: &[u64; 32], at: u64, m: u32) {
     }
 }
 
+multiversion!(pub load[][] = load_body);
+multiversion!(pub store[][] = store_body);
+
 /// `ld`: address in row `a`, destination `d` or the rows `xs[..count]`, `x` the `MemOp`.
-pub unsafe fn load(w: &mut Warp, i: &Instr) -> u32 {
+#[inline(always)]
+unsafe fn load_body(w: &mut Warp, i: &Instr) -> u32 {
     let op = w.block().launch().kernel.mems[i.x as usize];
     let all = addresses(w, i.a, op.wide_address, op.offset);
     let bytes = op.size * op.count;
@@ -401,7 +447,8 @@ pub unsafe fn load(w: &mut Warp, i: &Instr) -> u32 {
 }
 
 /// `st`: address in row `a`, source `b` or the rows `xs[..count]`, `x` the `MemOp`.
-pub unsafe fn store(w: &mut Warp, i: &Instr) -> u32 {
+#[inline(always)]
+unsafe fn store_body(w: &mut Warp, i: &Instr) -> u32 {
     let op = w.block().launch().kernel.mems[i.x as usize];
     let all = addresses(w, i.a, op.wide_address, op.offset);
     let bytes = op.size * op.count;
@@ -444,7 +491,9 @@ unsafe fn put_all(w: &Warp, i: &Instr, op: &MemOp, a: &[u64; 32], m: u32) {
     }
 }
 
-/// Stores to shared memory go lane by lane through a buffer, so that the race check sees the new bytes beside the old.
+/// Stores to shared memory go lane by lane, so that two lanes that write one place meet. Where the rules need the new bytes
+/// beside the old ones, through a buffer.
+#[inline(always)]
 unsafe fn store_shared(w: &mut Warp, i: &Instr, op: &MemOp, a: &[u64; 32], m: u32) -> Result<(), u32> {
     let bytes = op.size * op.count;
     if !w.block().check {
@@ -455,33 +504,49 @@ unsafe fn store_shared(w: &mut Warp, i: &Instr, op: &MemOp, a: &[u64; 32], m: u3
         put_all(w, i, op, &at, m);
         return Ok(());
     }
-    let mut buffer = [[0u128; 2]; 32];
-    let mut at = [0u64; 32];
-    let mut new = [std::ptr::null::<u8>(); 32];
-    for l in 0..32 {
-        new[l] = buffer[l].as_mut_ptr().cast();
-        at[l] = new[l] as u64;
-    }
-    put_all(w, i, op, &at, m);
-    // Bounds and banks for the whole warp first; then each lane is checked and written before the next one, so that two lanes
-    // that write one place meet.
+    // Bounds and banks for the whole warp first.
     let (check, count) = (w.block().check, w.block().count);
     w.block().check = false;
     let r = shared_access(w, a, m, bytes, Access::Write, None);
     w.block().check = check;
     r?;
-    w.block().count = false;
-    let base = w.block().shared.pointer();
+    let base = w.block().shared.pointer() as u64;
+    let mut at = *a;
+    at.iter_mut().for_each(|v| *v = v.wrapping_add(base));
     let (id, pc) = (w.id, w.pc);
+    let epoch = w.block().epoch(id);
+    // Lanes recorded whose bytes are still to be written.
+    let mut open = 0u32;
     for l in lanes(m) {
-        let found = w.block().shared_access((id, l as u32, pc), a[l] as u32, bytes, Access::Write, new[l]);
-        if let Some((kind, text)) = found {
-            w.block().count = count;
-            return Err(w.fault(kind, l as u32, Some(a[l]), text));
+        if let Some(e) = epoch
+            && w.block().shared.plainly(e, a[l] as u32, bytes, l as u32 | id << 5, pc, Access::Write)
+        {
+            open |= 1 << l;
+            continue;
         }
-        std::ptr::copy_nonoverlapping(new[l], base.add(a[l] as usize), bytes as usize);
+        put_all(w, i, op, &at, open);
+        open = 0;
+        w.block().count = false;
+        let r = store_lane(w, i, op, a, l);
+        w.block().count = count;
+        r?;
     }
-    w.block().count = count;
+    put_all(w, i, op, &at, open);
+    Ok(())
+}
+
+/// One lane's store by the exact rules.
+#[inline(never)]
+unsafe fn store_lane(w: &mut Warp, i: &Instr, op: &MemOp, a: &[u64; 32], l: usize) -> Result<(), u32> {
+    let bytes = op.size * op.count;
+    let mut buffer = [0u128; 2];
+    let new = buffer.as_mut_ptr().cast::<u8>();
+    put_all(w, i, op, &[new as u64; 32], 1 << l);
+    let (id, pc) = (w.id, w.pc);
+    if let Some((kind, text)) = w.block().shared_access((id, l as u32, pc), a[l] as u32, bytes, Access::Write, new) {
+        return Err(w.fault(kind, l as u32, Some(a[l]), text));
+    }
+    std::ptr::copy_nonoverlapping(new, w.block().shared.pointer().add(a[l] as usize), bytes as usize);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Running kernels: `grid` (blocks over cores), `block` (warps, barriers), `warp` (the instruction loop), `lanes` and `float`
+//! Running kernels: `grid` (blocks over cores), `team` (their threads), `block` (warps, barriers), `warp` (the instruction loop), `lanes` and `float`
 //! (arithmetic), `memory` (addresses), `shared` (races), `asynchronous` (cp.async, mbarriers), `tensor` (mma, ldmatrix),
 //! `collective` (shuffles, votes), `atomics`, `text` (printf).
 //!
@@ -17,6 +17,7 @@ pub mod grid;
 pub mod lanes;
 pub mod memory;
 pub mod shared;
+pub mod team;
 pub mod tensor;
 pub mod text;
 pub mod warp;

@@ -104,7 +104,103 @@ impl SharedMemory {
     }
 }
 
+/// What a warp knows of the others' clocks: up to `floor` everything anyone did is ordered before it, above `ceiling` nothing is.
+#[derive(Clone, Copy)]
+pub struct Epoch {
+    floor: u32,
+    ceiling: u32,
+    now: u32,
+}
+
+impl SharedMemory {
+    /// Records an access of `N` grains when it is plainly in order. False leaves it to the exact rules, with nothing recorded.
+    #[inline(always)]
+    unsafe fn plain<const N: usize>(&mut self, e: Epoch, first: usize, me: u32, pc: u32, access: Access) -> bool {
+        let writes = &mut *self.writes.as_mut_ptr().add(first).cast::<[u32; N]>();
+        let reads = &mut *self.reads.as_mut_ptr().add(first).cast::<[u32; N]>();
+        let initialised = &mut *self.initialised.as_mut_ptr().add(first).cast::<[u8; N]>();
+        let mut bad = 0u32;
+        match access {
+            Access::Read => {
+                for g in 0..N {
+                    let then = reads[g] >> CLOCK_SHIFT;
+                    bad |= u32::from(writes[g] >> CLOCK_SHIFT > e.floor) | (writes[g] & IN_FLIGHT);
+                    bad |= u32::from(initialised[g] == 0) | u32::from(then > e.floor && then <= e.ceiling);
+                }
+                if bad != 0 {
+                    return false;
+                }
+                let readers = &mut *self.readers.as_mut_ptr().add(first).cast::<[u32; N]>();
+                let bit = 1u32 << (me >> 5);
+                for g in 0..N {
+                    let (rd, then) = (reads[g], reads[g] >> CLOCK_SHIFT);
+                    let fresh = then <= e.floor;
+                    let many = if rd & 1023 != me || rd & MANY_LANES != 0 { MANY_LANES } else { 0 };
+                    let joined = me | many | e.now.max(then) << CLOCK_SHIFT;
+                    reads[g] = if fresh { me | e.now << CLOCK_SHIFT } else { joined };
+                    readers[g] = if fresh { bit } else { readers[g] | bit };
+                }
+                *self.read_pc.as_mut_ptr().add(first).cast::<[u32; N]>() = [pc; N];
+            }
+            Access::Write | Access::AsyncIssue => {
+                for g in 0..N {
+                    bad |= u32::from(writes[g] >> CLOCK_SHIFT > e.floor) | (writes[g] & IN_FLIGHT);
+                    bad |= u32::from(reads[g] >> CLOCK_SHIFT > e.floor);
+                }
+                if bad != 0 {
+                    return false;
+                }
+                let flag = if access == Access::AsyncIssue { IN_FLIGHT } else { 0 };
+                *writes = [me | flag | e.now << CLOCK_SHIFT; N];
+                *initialised = [1; N];
+                *self.write_pc.as_mut_ptr().add(first).cast::<[u32; N]>() = [pc; N];
+            }
+            Access::AsyncLand => {
+                // The issuer's own flight.
+                for g in 0..N {
+                    bad |= (writes[g] & 1023) ^ me;
+                }
+                if bad != 0 {
+                    return false;
+                }
+                *writes = [me | e.now << CLOCK_SHIFT; N];
+                *initialised = [1; N];
+                *self.write_pc.as_mut_ptr().add(first).cast::<[u32; N]>() = [pc; N];
+            }
+            Access::Atomic => return false,
+        }
+        true
+    }
+
+    /// `plain` for an access of `bytes` at `offset`, inside shared memory.
+    #[inline(always)]
+    pub unsafe fn plainly(&mut self, e: Epoch, offset: u32, bytes: u32, me: u32, pc: u32, access: Access) -> bool {
+        let first = (offset >> self.grain) as usize;
+        match bytes >> self.grain {
+            1 => self.plain::<1>(e, first, me, pc, access),
+            2 => self.plain::<2>(e, first, me, pc, access),
+            4 => self.plain::<4>(e, first, me, pc, access),
+            8 => self.plain::<8>(e, first, me, pc, access),
+            _ => false,
+        }
+    }
+}
+
 impl Block {
+    /// What a warp knows now. `None` when clocks are about to start over.
+    #[inline(always)]
+    pub fn epoch(&self, warp: u32) -> Option<Epoch> {
+        let known = &self.clocks[warp as usize];
+        let now = known[warp as usize];
+        // Its own accesses are ordered by the clock before this one.
+        let (mut floor, mut ceiling) = (now.wrapping_sub(1), now.wrapping_sub(1));
+        for (v, c) in known[..self.num_warps].iter().enumerate() {
+            let c = if v as u32 == warp { now.wrapping_sub(1) } else { *c };
+            (floor, ceiling) = (floor.min(c), ceiling.max(c));
+        }
+        (now > 0 && now < CLOCK_LIMIT).then_some(Epoch { floor, ceiling, now })
+    }
+
     /// Checks and records one lane's access to `bytes` bytes at `offset`; `new` points at the bytes of a write.
     /// Returns what is wrong. The range is inside shared memory and aligned to the grain.
     ///

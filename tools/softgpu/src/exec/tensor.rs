@@ -11,7 +11,7 @@
 //! accumulator is rounded once at the end. Hardware adds several products at a time and truncates: compare with a tolerance.
 
 use super::fault::FaultKind;
-use super::float::{bf_to_f32, f32_to_half, half_to_f32};
+use super::float::{f32_to_half, half_to_f32};
 use super::memory::{addresses, lanes, shared_access};
 use super::shared::Access;
 use super::status;
@@ -45,7 +45,7 @@ impl Format for Bfloat {
     const E: usize = 2;
     #[inline(always)]
     fn get(word: u32, j: usize) -> f32 {
-        bf_to_f32((word >> (16 * j)) as u16)
+        f32::from_bits(if j == 0 { word << 16 } else { word & 0xffff_0000 })
     }
 }
 impl Format for Tf32 {
@@ -79,58 +79,97 @@ unsafe fn mma_float<F: Format, const K: usize, const HALF: bool>(w: &mut Warp, i
     }
     let (num_a, num_b) = (K / F::E / 2, K / F::E / 4);
     let num_c = if HALF { 2 } else { 4 };
-    let mut a = [[0f32; K]; 16];
+    // a[k][row], b[k][column]: a word of lane (g, t) holds elements of row (or column) g.
+    let mut a = [[0f32; 16]; K];
     let mut b = [[0f32; 8]; K];
-    let mut c = [[0f32; 8]; 16];
     for r in 0..num_a {
-        let v = *word(w, i, num_c + r);
-        for l in 0..32 {
+        let words = by_thread(&*word(w, i, num_c + r));
+        for t in 0..4 {
             for j in 0..F::E {
-                a[l / 4 + 8 * (r % 2)][4 * F::E * (r / 2) + F::E * (l % 4) + j] = F::get(v[l], j);
+                let to = &mut a[4 * F::E * (r / 2) + F::E * t + j];
+                for g in 0..8 {
+                    to[8 * (r % 2) + g] = F::get(words[t][g], j);
+                }
             }
         }
     }
     for r in 0..num_b {
-        let v = *word(w, i, num_c + num_a + r);
-        for l in 0..32 {
+        let words = by_thread(&*word(w, i, num_c + num_a + r));
+        for t in 0..4 {
             for j in 0..F::E {
-                b[4 * F::E * r + F::E * (l % 4) + j][l / 4] = F::get(v[l], j);
+                let to = &mut b[4 * F::E * r + F::E * t + j];
+                for g in 0..8 {
+                    to[g] = F::get(words[t][g], j);
+                }
             }
         }
     }
-    for r in 0..num_c {
-        let v = *word(w, i, num_c + num_a + num_b + r);
-        for l in 0..32 {
-            if HALF {
-                c[l / 4 + 8 * r][2 * (l % 4)] = half_to_f32(v[l] as u16);
-                c[l / 4 + 8 * r][2 * (l % 4) + 1] = half_to_f32((v[l] >> 16) as u16);
-            } else {
-                c[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2] = f32::from_bits(v[l]);
+    // Rows of eight: lane 4 g + t of a register pair holds columns 2 t and 2 t + 1 of row g.
+    let mut c = [[0f32; 64]; 2];
+    for half in 0..2 {
+        if HALF {
+            let v = &*word(w, i, num_c + num_a + num_b + half);
+            for l in 0..32 {
+                c[half][2 * l] = half_to_f32(v[l] as u16);
+                c[half][2 * l + 1] = half_to_f32((v[l] >> 16) as u16);
+            }
+        } else {
+            let v0 = &*word(w, i, num_c + num_a + num_b + 2 * half);
+            let v1 = &*word(w, i, num_c + num_a + num_b + 2 * half + 1);
+            for l in 0..32 {
+                c[half][2 * l] = f32::from_bits(v0[l]);
+                c[half][2 * l + 1] = f32::from_bits(v1[l]);
             }
         }
     }
-    for row in 0..16 {
-        let mut acc = c[row];
+    for half in 0..2 {
+        // Eight rows at a time: their sums are independent and fit the vector registers.
+        let mut acc = [[0f32; 8]; 8];
+        for row in 0..8 {
+            acc[row].copy_from_slice(&c[half][8 * row..8 * row + 8]);
+        }
         for k in 0..K {
-            let x = a[row][k];
-            for n in 0..8 {
-                acc[n] = x.mul_add(b[k][n], acc[n]);
+            for row in 0..8 {
+                let x = a[k][8 * half + row];
+                for n in 0..8 {
+                    acc[row][n] = x.mul_add(b[k][n], acc[row][n]);
+                }
             }
         }
-        c[row] = acc;
+        for row in 0..8 {
+            c[half][8 * row..8 * row + 8].copy_from_slice(&acc[row]);
+        }
     }
-    for r in 0..num_c {
-        let d = &mut *word(w, i, r);
-        for l in 0..32 {
-            d[l] = if HALF {
-                let p = &c[l / 4 + 8 * r][2 * (l % 4)..];
-                u32::from(f32_to_half(p[0])) | u32::from(f32_to_half(p[1])) << 16
-            } else {
-                super::float::canon(c[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2]).to_bits()
-            };
+    for half in 0..2 {
+        if HALF {
+            let d = &mut *word(w, i, half);
+            for l in 0..32 {
+                d[l] = u32::from(f32_to_half(c[half][2 * l])) | u32::from(f32_to_half(c[half][2 * l + 1])) << 16;
+            }
+        } else {
+            let d0 = &mut *word(w, i, 2 * half);
+            for l in 0..32 {
+                d0[l] = super::float::canon(c[half][2 * l]).to_bits();
+            }
+            let d1 = &mut *word(w, i, 2 * half + 1);
+            for l in 0..32 {
+                d1[l] = super::float::canon(c[half][2 * l + 1]).to_bits();
+            }
         }
     }
     status::OK
+}
+
+/// Words of lanes 4 g + t as `[t][g]`.
+#[inline(always)]
+fn by_thread(v: &[u32; 32]) -> [[u32; 8]; 4] {
+    let mut r = [[0; 8]; 4];
+    for t in 0..4 {
+        for g in 0..8 {
+            r[t][g] = v[4 * g + t];
+        }
+    }
+    r
 }
 
 /// Integer mma: `BITS` 8 or 4; `x` bit 0: A signed, bit 1: B signed, bit 2: saturate.
@@ -146,29 +185,35 @@ unsafe fn mma_int<const BITS: usize, const K: usize>(w: &mut Warp, i: &Instr) ->
         let up = v << (32 - BITS - BITS * j);
         if signed { up as i32 >> (32 - BITS) } else { (up >> (32 - BITS)) as i32 }
     };
-    let mut a = [[0i32; K]; 16];
+    let mut a = [[0i32; 16]; K];
     let mut b = [[0i32; 8]; K];
     for r in 0..num_a {
-        let v = *word(w, i, 4 + r);
-        for l in 0..32 {
+        let words = by_thread(&*word(w, i, 4 + r));
+        for t in 0..4 {
             for j in 0..e {
-                a[l / 4 + 8 * (r % 2)][4 * e * (r / 2) + e * (l % 4) + j] = element(v[l], j, signed_a);
+                let to = &mut a[4 * e * (r / 2) + e * t + j];
+                for g in 0..8 {
+                    to[8 * (r % 2) + g] = element(words[t][g], j, signed_a);
+                }
             }
         }
     }
     for r in 0..num_b {
-        let v = *word(w, i, 4 + num_a + r);
-        for l in 0..32 {
+        let words = by_thread(&*word(w, i, 4 + num_a + r));
+        for t in 0..4 {
             for j in 0..e {
-                b[4 * e * r + e * (l % 4) + j][l / 4] = element(v[l], j, signed_b);
+                let to = &mut b[4 * e * r + e * t + j];
+                for g in 0..8 {
+                    to[g] = element(words[t][g], j, signed_b);
+                }
             }
         }
     }
     let mut sum = [[0i32; 8]; 16];
-    for row in 0..16 {
-        for k in 0..K {
+    for k in 0..K {
+        for row in 0..16 {
             for n in 0..8 {
-                sum[row][n] += a[row][k] * b[k][n];
+                sum[row][n] += a[k][row] * b[k][n];
             }
         }
     }
@@ -244,9 +289,12 @@ pub fn mma(k: u32, ty: &str, acc: &str) -> Option<MmaShape> {
     }
 }
 
+multiversion!(pub ldmatrix[][] = ldmatrix_body);
+
 /// `ldmatrix`: address row `a`, destinations `xs[..n]`, `x` = the `MemOp` | transposed << 31. Lanes 8 q .. 8 q + 8 name the
 /// rows of matrix q, 16 bytes each. Lane (g, t) gets elements 2t, 2t + 1 of row g; transposed, elements g of rows 2t, 2t + 1.
-pub unsafe fn ldmatrix(w: &mut Warp, i: &Instr) -> u32 {
+#[inline(always)]
+unsafe fn ldmatrix_body(w: &mut Warp, i: &Instr) -> u32 {
     if !all_lanes(w) {
         return status::FAULT;
     }
@@ -266,22 +314,42 @@ pub unsafe fn ldmatrix(w: &mut Warp, i: &Instr) -> u32 {
     }
     let base = w.block().shared.pointer();
     for q in 0..n {
+        // As halves, the register row is the matrix row by row: lane 4 g + t holds elements 2 t and 2 t + 1 of row g.
         let mut rows = [[0u16; 8]; 8];
-        for l in lanes(0xff << (8 * q)) {
-            rows[l % 8] = (base.add(a[l] as usize) as *const [u16; 8]).read_unaligned();
+        for r in 0..8 {
+            rows[r] = (base.add(a[8 * q + r] as usize) as *const [u16; 8]).read_unaligned();
         }
-        let d = &mut *word(w, i, q);
-        for l in 0..32 {
-            let (g, t) = (l / 4, l % 4);
-            let (lo, hi) = if i.x >> 31 != 0 {
-                (rows[2 * t][g], rows[2 * t + 1][g])
-            } else {
-                (rows[g][2 * t], rows[g][2 * t + 1])
-            };
-            d[l] = u32::from(lo) | u32::from(hi) << 16;
-        }
+        let d = word(w, i, q) as *mut [[u16; 8]; 8];
+        *d = if i.x >> 31 != 0 { transpose(&rows) } else { rows };
     }
     status::OK
+}
+
+/// The transposed matrix.
+#[inline(always)]
+fn transpose(rows: &[[u16; 8]; 8]) -> [[u16; 8]; 8] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE2 is part of the architecture; the arrays are 128 bytes, moved without alignment.
+    unsafe {
+        use std::arch::x86_64::*;
+        let r: [__m128i; 8] = std::array::from_fn(|n| _mm_loadu_si128(rows[n].as_ptr().cast()));
+        // Interleaving halves of rows n and n + 4 three times brings every column together.
+        let mut v = r;
+        for _ in 0..3 {
+            let o = v;
+            for n in 0..4 {
+                v[2 * n] = _mm_unpacklo_epi16(o[n], o[n + 4]);
+                v[2 * n + 1] = _mm_unpackhi_epi16(o[n], o[n + 4]);
+            }
+        }
+        let mut out = [[0u16; 8]; 8];
+        for n in 0..8 {
+            _mm_storeu_si128(out[n].as_mut_ptr().cast(), v[n]);
+        }
+        out
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::array::from_fn(|r| std::array::from_fn(|c| rows[c][r]))
 }
 
 /// `stmatrix`: address row `a`, sources `xs[..n]`, `x` as for `ldmatrix`, whose inverse it is.

@@ -170,11 +170,12 @@ impl<'a> Lower<'a> {
             i.loc
         };
         self.guard = i.guard.map(|(r, n)| (r + self.context().reg_base, n));
-        self.op = match self.ops.iter().rposition(|o| *o == i.op) {
-            Some(p) => p as u32,
+        self.op = match self.op_numbers.get(i.op.as_str()) {
+            Some(n) => *n,
             None => {
+                self.op = self.ops.len() as u32;
                 self.ops.push(i.op.clone());
-                self.op = self.ops.len() as u32 - 1;
+                self.op_numbers.insert(&i.op, self.op);
                 if let Err(e) = super::forms::check(&i.op) {
                     return self.error(e);
                 }

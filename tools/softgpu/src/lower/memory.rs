@@ -76,7 +76,7 @@ impl Lower<'_> {
             strong: false,
         };
         let x = self.mem(m);
-        self.emit(load, Class::LocalMemory, d, [Val::C64(u64::from(at)), Val::None, Val::None]).x = x;
+        self.emit(load(), Class::LocalMemory, d, [Val::C64(u64::from(at)), Val::None, Val::None]).x = x;
     }
 
     /// Stores a call result to its local slot.
@@ -92,7 +92,7 @@ impl Lower<'_> {
             strong: false,
         };
         let x = self.mem(m);
-        self.emit(store, Class::LocalMemory, Val::None, [Val::C64(u64::from(at)), s, Val::None]).x = x;
+        self.emit(store(), Class::LocalMemory, Val::None, [Val::C64(u64::from(at)), s, Val::None]).x = x;
     }
 
     /// Lowers a memory instruction.
@@ -196,7 +196,7 @@ impl Lower<'_> {
             (Space::Local, _) => Class::LocalMemory,
             (Space::Const | Space::Param, _) => Class::ConstantLoad,
         };
-        let f = if store_op { store } else { load };
+        let f = if store_op { store() } else { load() };
         let (d, b) = match (count, store_op) {
             (1, true) => (Val::None, rows[0]),
             (1, false) => (rows[0], Val::None),
@@ -279,7 +279,7 @@ impl Lower<'_> {
                 None if w.has("wait_all") => crate::ir::NONE,
                 _ => return self.error("expected a literal number of groups"),
             };
-            let f = if bulk { nothing } else { asynchronous::wait };
+            let f = if bulk { nothing } else { asynchronous::wait() };
             self.emit(f, class, Val::None, [Val::None; 3]).x = n;
             return Ok(());
         }
@@ -313,7 +313,7 @@ impl Lower<'_> {
             strong: false,
         };
         let x = self.mem(m);
-        let v = self.emit(asynchronous::copy, class, Val::None, [to.row, from.row, source]);
+        let v = self.emit(asynchronous::copy(), class, Val::None, [to.row, from.row, source]);
         (v.x, v.xs) = (x, vec![(Role::Use, Val::Raw(from.offset as u32))]);
         Ok(())
     }

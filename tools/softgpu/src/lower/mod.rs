@@ -105,6 +105,8 @@ pub(crate) struct Lower<'a> {
     pub static_shared: u32,
     pub local_bytes: u32,
     pub ops: Vec<String>,
+    /// Place of each opcode in `ops`.
+    pub op_numbers: HashMap<&'a str, u32>,
     pub carry: Option<u32>,
     pub loc: Loc,
     pub guard: Option<(u32, bool)>,
@@ -142,6 +144,7 @@ pub fn kernel(module: &Module, name: &str, globals: &HashMap<String, u64>) -> Re
         static_shared: 0,
         local_bytes: 0,
         ops: Vec::new(),
+        op_numbers: HashMap::new(),
         carry: None,
         loc: Loc::default(),
         guard: None,

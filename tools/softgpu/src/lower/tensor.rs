@@ -4,7 +4,7 @@
 use super::ops::Words;
 use super::{Lower, Role, Val};
 use crate::exec::tensor::{ldmatrix, mma, movmatrix, stmatrix};
-use crate::ir::{Class, MemOp};
+use crate::ir::{Class, MemOp, OpFn};
 use crate::ptx::{Inst, Operand, Result, Space, Ty};
 
 impl Lower<'_> {
@@ -104,7 +104,7 @@ impl Lower<'_> {
             strong: false,
         });
         let x = self.mems.len() as u32 - 1 | u32::from(w.has("trans")) << 31;
-        let f = if store { stmatrix } else { ldmatrix };
+        let f: OpFn = if store { stmatrix } else { ldmatrix() };
         let class = if store { Class::SharedStore } else { Class::LoadMatrix };
         let v = self.emit(f, class, Val::None, [a.row, Val::None, Val::None]);
         (v.x, v.xs) = (x, xs);
