@@ -37,13 +37,20 @@ pub struct Op {
 pub struct Case {
     pub name: String,
     pub build: Build,
+    /// Set where the row is large: what its instance will say, known before anything is allocated.
+    pub work: Option<Work>,
 }
 
 type Build = Box<dyn Fn(&Gpu) -> Result<Instance>>;
 
 impl Case {
     pub fn new(name: impl Into<String>, build: impl Fn(&Gpu) -> Result<Instance> + 'static) -> Case {
-        Case { name: name.into(), build: Box::new(build) }
+        Case { name: name.into(), build: Box::new(build), work: None }
+    }
+
+    /// A large row, which the software GPU leaves out.
+    pub fn sized(self, work: Work) -> Case {
+        Case { work: Some(work), ..self }
     }
 }
 

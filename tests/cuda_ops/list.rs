@@ -9,8 +9,19 @@ mod gated_linear;
 mod layernorm;
 mod linear;
 mod linear_quantized;
+mod pool;
 mod rmsnorm;
 mod rows;
+mod sampling;
 
-pub const OPS: &[harness::Op] =
-    &[rmsnorm::OP, layernorm::OP, elementwise::OP, rows::OP, linear::OP, gated_linear::OP, linear_quantized::OP];
+pub const OPS: &[harness::Op] = &[
+    rmsnorm::OP,
+    layernorm::OP,
+    elementwise::OP,
+    rows::OP,
+    linear::OP,
+    gated_linear::OP,
+    linear_quantized::OP,
+    pool::OP,
+    sampling::OP,
+];

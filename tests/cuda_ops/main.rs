@@ -1,7 +1,8 @@
 //! Every CUDA kernel against the CPU backend's operation, on inputs rounded to the kernel's type: the op case list.
 //! On a machine without a GPU: `tools/softgpu/run.sh cargo test --release --workspace --test cuda_ops`.
 
-// Named by path, so that the list finds its files in this folder for benchmarks too.
+// Named by path, so that the list finds its files in this folder for benchmarks too, which use more of it.
+#[allow(dead_code)]
 #[path = "list.rs"]
 mod list;
 

@@ -9,10 +9,12 @@ pub mod layernorm;
 pub mod linear;
 mod norm;
 pub mod paged_attention;
+pub mod pool;
 pub mod rmsnorm;
 pub mod rope;
 mod row_grid;
 pub mod rows;
+pub mod sampling;
 
 pub use norm::Residual;
 pub use row_grid::Rows;
