@@ -43,6 +43,10 @@ fn a_sidecar_stays_with_its_picture() {
     folder.ok(&["c.txt", "--sidecar", "txt"]);
     assert_eq!(std::fs::read(folder.at("c.txt")).unwrap(), picture(10));
     assert!(folder.at("c.txt.txt").exists());
+    // Nor that of a file of the run.
+    folder.write("d.png", picture(11));
+    folder.ok(&["d.png", "--sidecar", "json", "--out", "d.json"]);
+    assert_eq!(folder.text("d.json"), folder.text("d.png.json"));
 }
 
 #[cfg(unix)]

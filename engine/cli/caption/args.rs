@@ -74,10 +74,10 @@ pub struct CaptionArgs {
     #[arg(long, env = "ENGINE_RAW", value_parser = parse_switch)]
     pub raw: bool,
     /// The caption file; `-` is standard output, which cannot be resumed [default: captions.jsonl]
-    #[arg(short, long, env = "ENGINE_OUT", value_name = "FILE.jsonl")]
+    #[arg(short, long, alias = "jsonl", env = "ENGINE_OUT", value_name = "FILE.jsonl")]
     pub out: Option<PathBuf>,
     /// A file beside every picture too; in txt and caption on one line
-    #[arg(long, env = "ENGINE_SIDECAR", value_name = "KIND")]
+    #[arg(long, alias = "ext", env = "ENGINE_SIDECAR", value_name = "KIND")]
     pub sidecar: Option<Kind>,
     /// What becomes of pictures that have a caption: a sidecar with --sidecar, otherwise a line of the caption file
     #[arg(long, env = "ENGINE_EXISTING", value_name = "MODE", default_value = "skip")]

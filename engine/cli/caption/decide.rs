@@ -23,6 +23,8 @@ pub struct Decider {
     pub key: Key,
     pub sidecar: Option<Kind>,
     pub existing: Existing,
+    /// Files of the run itself, which no sidecar may replace.
+    pub reserved: Vec<PathBuf>,
     /// Largest file that is read, in bytes.
     pub max_bytes: u64,
 }
@@ -201,7 +203,11 @@ impl Decider {
         let Some(kind) = self.sidecar else { return Ok(None) };
         let (short, full) = (kind.short_name(path), kind.full_name(path));
         let before = known.and_then(|k| k.made.as_ref()).and_then(|m| m.sidecar.as_ref()).map(|(place, _)| place);
-        let is_free = |name: &Path| self.index.owners.get(name).is_none_or(|owner| owner == path) && name != path;
+        let is_free = |name: &Path| {
+            self.index.owners.get(name).is_none_or(|owner| owner == path)
+                && name != path
+                && !self.reserved.iter().any(|r| r == name)
+        };
         let name = match before {
             Some(place) if (*place == short || *place == full) && is_free(place) => place.clone(),
             _ if !second && is_free(&short) => short.clone(),

@@ -112,7 +112,9 @@ fn run(args: &CaptionArgs, out_path: &Path, failed: Option<&Path>, reporter: &mu
     });
 
     let max_bytes = asking.decode.max_bytes;
-    let decider = Decider { index, key, sidecar: args.sidecar, existing: args.existing, max_bytes };
+    let reserved = [Some(out_path), failed, args.filelist.as_deref(), args.prompt_file.as_deref()];
+    let reserved = reserved.into_iter().flatten().map(paths::normal).collect();
+    let decider = Decider { index, key, sidecar: args.sidecar, existing: args.existing, reserved, max_bytes };
     let style = Style {
         model,
         key,

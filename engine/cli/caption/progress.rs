@@ -86,12 +86,13 @@ impl Stages {
         if part(self.model, before.model) >= BUSY {
             return "model";
         }
+        // The last of equals counts, so the model does where nothing has happened yet.
         let all = [
-            ("model", part(self.model, before.model)),
             ("decoding", part(self.decoding, before.decoding)),
             ("reading", part(self.reading, before.reading)),
             ("listing", part(self.listing, before.listing)),
             ("writing", part(self.writing, before.writing)),
+            ("model", part(self.model, before.model)),
         ];
         all.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("model", |(name, _)| name)
     }
@@ -368,6 +369,7 @@ mod tests {
         assert_eq!(busy.bottleneck(&before, 10.0), "model");
         let starved = Stages { model: s(104), decoding: s(9), reading: s(1), ..before };
         assert_eq!(starved.bottleneck(&before, 10.0), "decoding");
+        assert_eq!(before.bottleneck(&before, 10.0), "model");
         let slow_disk = Stages { reading: s(9), writing: s(1), ..before };
         assert_eq!(slow_disk.bottleneck(&before, 10.0), "reading");
     }
