@@ -213,6 +213,8 @@ pub struct Kernel {
     pub static_shared: u32,
     /// Local memory of one thread.
     pub local_bytes: u32,
+    /// Bytes of it that variables take; behind them is only padding to the next thread's.
+    pub local_used: u32,
     /// `.maxntid`, or the product of `.reqntid`; 0 when not given.
     pub max_threads: u32,
     /// `.reqntid`.

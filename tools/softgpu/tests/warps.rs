@@ -345,7 +345,7 @@ fn faults_that_end_a_launch_have_their_kind_and_line() {
         ("st.shared.v2.u32 [s+4], {%t, %t};", "misaligned access", 716),
         ("ld.shared.u32 %v, [s];", "read of uninitialised memory", 719),
         ("st.shared.u32 [s], %t;", "shared-memory race", 719),
-        ("{ .local .align 4 .b8 d[8]; mov.u64 %l0, d; ld.local.u32 %v, [%l0+16]; }", "out-of-bounds access", 700),
+        ("{ .local .align 4 .b8 d[8]; mov.u64 %l0, d; ld.local.u32 %v, [%l0+8]; }", "out-of-bounds access", 700),
         ("ld.param.u64 %l0, [p0+8];", "out-of-bounds access", 700),
         ("setp.lt.u32 %p, %t, 4; @%p shfl.sync.idx.b32 %v, %t, 0, 31, -1;", "warp-level sync with absent lanes", 719),
         ("setp.lt.u32 %p, %t, 4; @%p bar.sync 0;", "barrier divergence", 719),

@@ -293,16 +293,16 @@ pub fn wavefronts(a: &[u64; 32], m: u32, bytes: u32) -> (u32, u32) {
 
 /// Checks local accesses and turns frame offsets into host addresses.
 unsafe fn local_access(w: &mut Warp, a: &mut [u64; 32], m: u32, bytes: u32) -> Result<(), u32> {
-    let frame = u64::from(w.block().launch().kernel.local_bytes);
+    let kernel = w.block().launch().kernel;
+    let (frame, used) = (u64::from(kernel.local_bytes), u64::from(kernel.local_used));
     for l in lanes(m) {
         let align = u64::from(bytes.min(16));
         if a[l] % align != 0 {
             let detail = format!("a local access of {bytes} bytes needs an offset that is a multiple of {align}");
             return Err(w.fault(FaultKind::Misaligned, l as u32, Some(a[l]), detail));
         }
-        if a[l].saturating_add(u64::from(bytes)) > frame {
-            let detail =
-                format!("{bytes} bytes at local offset {}, the thread has {frame} bytes of local memory", a[l]);
+        if a[l].saturating_add(u64::from(bytes)) > used {
+            let detail = format!("{bytes} bytes at local offset {}, the thread has {used} bytes of local memory", a[l]);
             return Err(w.fault(FaultKind::OutOfBounds, l as u32, Some(a[l]), detail));
         }
         a[l] += w.local as u64 + l as u64 * frame;

@@ -307,6 +307,7 @@ pub(super) fn assemble(mut l: Lower, f: &Function, params: Vec<Param>, param_byt
         param_bytes,
         static_shared: l.static_shared,
         local_bytes: l.local_bytes.next_multiple_of(16),
+        local_used: l.local_bytes,
         max_threads: required.map_or(f.max_threads, |r| r.iter().product()),
         required_threads: required,
         min_blocks: f.min_blocks,
