@@ -81,7 +81,7 @@ fn token_bytes(dir: &std::path::Path) -> u64 {
         num_pages: 1,
         slab_rows: 1,
         max_patches: 1,
-        probing: false,
+        probing: None,
         dtype: None,
     };
     let [_, (decoder, _)] = buckets(&*family, &sizes).expect("graphs");

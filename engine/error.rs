@@ -24,8 +24,8 @@ pub enum Error {
     /// Valid, but not implemented here: a format, an op on a backend, an option.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// Memory does not suffice. Sizes in bytes.
-    #[error("out of memory: {what}: need {need} bytes, {free} free")]
+    /// Memory does not suffice. Sizes in bytes; a need of 0 is one that nobody knows.
+    #[error("out of memory: {what}{}", sizes(.need, .free))]
     OutOfMemory { what: String, need: u64, free: u64 },
     /// The device or its driver failed or is absent.
     #[error("device: {0}")]
@@ -36,6 +36,10 @@ pub enum Error {
     /// A fault of the engine itself.
     #[error("internal: {0}")]
     Internal(String),
+}
+
+fn sizes(need: &u64, free: &u64) -> String {
+    if *need == 0 { String::new() } else { format!(": need {need} bytes, {free} free") }
 }
 
 impl Error {

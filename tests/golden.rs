@@ -2,92 +2,18 @@
 //! log-probabilities, tokens. Alone, in one batch, with few seats, with so few pages that sequences are preempted.
 //! Expected values: tests/data/golden/idefics2, made by tools/golden/idefics2_cases.py with transformers.
 
-use std::path::{Path, PathBuf};
+mod golden_support;
+
 use std::sync::{Arc, Mutex};
 
 use engine::checkpoint::SafetensorsFile;
 use engine::input::image::{DecodeOptions, decode};
-use engine::input::message::{Message, Role, messages_from_value};
 use engine::models::{self, Array, Configs};
-use engine::run::engine::{Device, Engine, EngineOptions};
-use engine::run::request::{Answer, ImageInput, Prompt, Request};
+use engine::run::engine::{Engine, EngineOptions};
+use engine::run::request::Answer;
+use golden_support::{cases, data, ids, image_files, models_of, options, request, text};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
-}
-
-fn cases(file: &str) -> Vec<Value> {
-    let text = std::fs::read(data().join("golden/idefics2").join(file)).unwrap();
-    let cases: Vec<Value> = serde_json::from_slice(&text).unwrap();
-    assert!(cases.len() >= 10);
-    cases
-}
-
-fn text<'a>(v: &'a Value, key: &str) -> &'a str {
-    v[key].as_str().unwrap_or_else(|| panic!("{key} in {v}"))
-}
-
-fn ids(v: &Value) -> Vec<u32> {
-    v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
-}
-
-/// Image files of a case, in prompt order.
-fn image_files(case: &Value) -> Vec<PathBuf> {
-    let own = case["images"].as_array().into_iter().flatten().map(|v| v.as_str().unwrap().to_string());
-    let parts = case["messages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .flat_map(|m| m["content"].as_array().cloned().unwrap_or_default());
-    let inline = parts.filter_map(|p| p["path"].as_str().map(str::to_string));
-    own.chain(inline).map(|p| data().join(p)).collect()
-}
-
-fn request(case: &Value) -> Request {
-    let images: Vec<ImageInput> = case["images"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|p| ImageInput::Source(data().join(p.as_str().unwrap()).display().to_string()))
-        .collect();
-    let mut messages = case["messages"].clone();
-    for m in messages.as_array_mut().into_iter().flatten() {
-        for part in m["content"].as_array_mut().into_iter().flatten() {
-            if let Some(p) = part["path"].as_str() {
-                part["path"] = data().join(p).display().to_string().into();
-            }
-        }
-    }
-    let prompt = match (case["raw"].as_bool().unwrap_or(false), messages.is_null()) {
-        (true, _) => Prompt::Raw(text(case, "prompt").to_string()),
-        (false, true) => Prompt::Messages(vec![Message::user(images.len(), text(case, "prompt"))]),
-        (false, false) => Prompt::Messages(messages_from_value(messages, "messages").unwrap()),
-    };
-    let prompt = match (prompt, case["system"].as_str()) {
-        (Prompt::Messages(mut turns), Some(system)) => {
-            turns.insert(0, Message::text(Role::System, system));
-            Prompt::Messages(turns)
-        }
-        (p, _) => p,
-    };
-    let mut request = Request::new(prompt, images);
-    request.sampling.max_tokens = Some(case["max_tokens"].as_u64().unwrap() as usize);
-    request.sampling.logprobs = Some(5);
-    request
-}
-
-fn options(model: &str) -> EngineOptions {
-    EngineOptions { model: data().join(model).display().to_string(), device: Device::Cpu, ..EngineOptions::default() }
-}
-
-fn models_of(cases: &[Value]) -> Vec<String> {
-    let mut names: Vec<String> = cases.iter().map(|c| text(c, "model").to_string()).collect();
-    names.sort();
-    names.dedup();
-    names
-}
 
 /// Everything that must be exact in f32; returns the largest difference of a log-probability.
 fn check(case: &Value, answer: &Answer) -> f32 {
@@ -250,11 +176,11 @@ fn encoder_rows_equal_the_reference() {
         let file = SafetensorsFile::open(&data().join("golden/idefics2").join(format!("{name}.safetensors"))).unwrap();
         let rows: Arc<Mutex<(Vec<f32>, Vec<f32>)>> = Arc::default();
         let sink = rows.clone();
-        let probe = Box::new(move |node: &engine::graph::Node, _: &[usize], values: &[f32]| {
+        let probe = Box::new(move |node: &engine::graph::Node, _: &[usize], values: &mut [f32]| {
             let mut rows = sink.lock().unwrap();
             match node.name.as_str() {
-                "model.connector.perceiver_resampler.norm" => rows.0.extend(values),
-                "model.vision_model.post_layernorm" => rows.1.extend(values),
+                "model.connector.perceiver_resampler.norm" => rows.0.extend(&*values),
+                "model.vision_model.post_layernorm" => rows.1.extend(&*values),
                 _ => {}
             }
             Ok(())

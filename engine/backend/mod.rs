@@ -7,8 +7,9 @@ pub mod cpu;
 pub mod cuda;
 
 use crate::Result;
-use crate::graph::{Graph, Node, Plan, Sizes};
-use crate::tensor::HostTensor;
+use crate::graph::fuse::Fusion;
+use crate::graph::{Graph, Layout, Node, Plan, Sizes};
+use crate::tensor::{DType, HostTensor};
 
 /// What a device is and has.
 #[derive(Debug, Clone)]
@@ -19,8 +20,10 @@ pub struct DeviceInfo {
     pub description: String,
     /// Bytes of memory; on the CPU that of the machine.
     pub memory_bytes: u64,
-    /// Bytes not in use now.
+    /// Bytes not in use: now on the CPU, when it was opened on a device.
     pub free_bytes: u64,
+    /// Type that it computes activations in.
+    pub activations: DType,
 }
 
 /// A weight on the device.
@@ -34,8 +37,25 @@ pub enum Input<'a> {
     Int(&'a [i32]),
 }
 
-/// Sees every value of a run, in order: the node and its rows as f32.
-pub type Probe<'a> = dyn FnMut(&Node, &[usize], &[f32]) -> Result<()> + 'a;
+/// Sees every value of a run, in order: the node and its rows as f32. On the CPU later nodes read what it leaves there.
+pub type Probe<'a> = dyn FnMut(&Node, &[usize], &mut [f32]) -> Result<()> + 'a;
+
+/// Sizes that runs may have, for which a device may prepare its launches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket {
+    /// The largest sizes.
+    pub sizes: Sizes,
+    /// Every sequence has one token: such steps come again and again and are short, so they are worth recording.
+    pub decode: bool,
+}
+
+/// Memory that a compiled plan takes, in bytes, states aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    pub weights: u64,
+    /// Values of a run, arrays of a step, work memory of operations.
+    pub workspace: u64,
+}
 
 /// A device.
 pub trait Backend: Send {
@@ -47,9 +67,20 @@ pub trait Backend: Send {
     /// Takes a weight. Matrices stay in their stored form; a mapped one is not copied on the CPU. Small vectors become f32.
     fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> Result<WeightHandle>;
 
-    /// Compiles a plan. `weights` are those of the graph's table, in order. State buffers are made here, filled with
-    /// zeros, and shared by name with earlier programs.
-    fn compile(&mut self, plan: Plan, weights: &[WeightHandle]) -> Result<Box<dyn Program>>;
+    /// How plans for this device lay out values.
+    fn layout(&self) -> Layout;
+
+    /// How far operations are fused for this device.
+    fn fusion(&self) -> Fusion;
+
+    /// What compiling `plan` for `buckets` will allocate on the device. `None` where weights stay in their files and
+    /// memory is the machine's.
+    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs>;
+
+    /// Compiles a plan. `weights` are those of the graph's table, in order; `buckets` ascend and end with one of the
+    /// plan's sizes, and runs fit into one of them. State buffers are made here, filled with zeros, and shared by name
+    /// with earlier programs.
+    fn compile(&mut self, plan: Plan, buckets: &[Bucket], weights: &[WeightHandle]) -> Result<Box<dyn Program>>;
 }
 
 /// A plan on a device.

@@ -27,9 +27,12 @@ pub struct ModelArgs {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, env = "ENGINE_DEVICE", default_value = "auto", value_parser = parse_device)]
     pub device: Device,
-    /// Type that weights are rounded to at load; the CPU computes in f32 in any case
+    /// Type of weights and, on a GPU, of activations; the CPU computes in f32 in any case
     #[arg(long, env = "ENGINE_DTYPE", default_value = "auto", value_parser = ["auto", "bf16", "f16", "f32"])]
     pub dtype: String,
+    /// On a GPU: launch every operation by itself instead of recorded steps
+    #[arg(long, env = "ENGINE_ENFORCE_EAGER", value_parser = parse_switch)]
+    pub enforce_eager: bool,
     /// Storage of the weights
     #[arg(long, alias = "quantization", env = "ENGINE_QUANT", default_value = "none", value_parser = ["none", "int8", "int4", "nf4"])]
     pub quant: String,
@@ -93,6 +96,7 @@ impl ModelArgs {
                 "f32" => Some(DType::F32),
                 _ => None,
             },
+            enforce_eager: self.enforce_eager,
             max_model_len: self.max_model_len,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
@@ -100,6 +104,7 @@ impl ModelArgs {
             num_pages: self.num_pages,
             no_prefix_caching: self.no_enable_prefix_caching,
             probe: None,
+            wrap: None,
         })
     }
 
@@ -129,7 +134,7 @@ impl ModelArgs {
     }
 }
 
-fn parse_device(s: &str) -> std::result::Result<Device, String> {
+pub fn parse_device(s: &str) -> std::result::Result<Device, String> {
     match s {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),

@@ -12,10 +12,11 @@ use super::Outcome;
 use super::args::{ImageArgs, ModelArgs, SamplingArgs, read_text};
 use super::output;
 use crate::input::message::{Message, Role, parse_messages};
+use crate::inspect::backends::BackendComparison;
 use crate::inspect::compare::Comparison;
 use crate::inspect::dump::Dump;
 use crate::inspect::summary;
-use crate::run::engine::{Engine, resolve_model};
+use crate::run::engine::{Device, Engine, resolve_model};
 use crate::run::request::{Event, ImageInput, Prompt, Request};
 use crate::{Error, Result};
 
@@ -58,8 +59,8 @@ pub struct RunArgs {
     /// Where --probe writes
     #[arg(long, env = "ENGINE_PROBE_OUT", value_name = "FILE.safetensors", requires = "probe")]
     pub probe_out: Option<PathBuf>,
-    /// Compare the run with expected values by node name, and name the first node that differs
-    #[arg(long, env = "ENGINE_COMPARE_TO", value_name = "FILE.safetensors", conflicts_with = "probe")]
+    /// Compare every node with the CPU (`cpu`), or with expected values by node name, and name the first that differs
+    #[arg(long, env = "ENGINE_COMPARE_TO", value_name = "cpu|FILE.safetensors", conflicts_with = "probe")]
     pub compare_to: Option<PathBuf>,
     /// Print the graphs as built, fused or planned, and end
     #[arg(long, env = "ENGINE_DUMP", value_parser = ["build", "fuse", "plan"])]
@@ -71,7 +72,8 @@ pub fn run(args: RunArgs) -> Outcome {
     let mut options = args.model.options()?;
     if let Some(stage) = &args.dump {
         let dir = resolve_model(&options.model, &options.hub)?;
-        output::write(&summary::dump_graphs(&dir, stage)?)?;
+        let gpu = matches!(options.device, Device::Cuda(_));
+        output::write(&summary::dump_graphs(&dir, stage, gpu)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let dump = Dump::default();
@@ -79,7 +81,10 @@ pub fn run(args: RunArgs) -> Outcome {
         check_writable(path)?;
         options.probe = Some(dump.probe(pattern.clone()));
     }
-    let comparison = args.compare_to.as_deref().map(Comparison::open).transpose()?;
+    let with_cpu = args.compare_to.as_ref().filter(|p| p.as_os_str() == "cpu").map(|_| BackendComparison::default());
+    let file = args.compare_to.as_deref().filter(|_| with_cpu.is_none());
+    let comparison = file.map(Comparison::open).transpose()?;
+    options.wrap = with_cpu.as_ref().map(BackendComparison::wrapper);
     if let Some(c) = &comparison {
         options.probe = Some(c.probe());
     }
@@ -111,6 +116,13 @@ pub fn run(args: RunArgs) -> Outcome {
         let report = c.report();
         output::message(&report);
         if report.first_difference().is_some() || report.rows.is_empty() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    if let Some(c) = with_cpu {
+        let report = c.report();
+        output::message(&report);
+        if report.first.is_some() || report.rows.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
     }

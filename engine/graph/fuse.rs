@@ -3,13 +3,53 @@
 //! In: a verified graph. Out: an equal graph with fewer nodes. A fused node keeps the name of the last
 //! primitive that it replaces. Patterns match only values that nothing else reads.
 
-use super::op::{Arg, Op};
+use super::op::{Arg, Heads, Op, Qkv};
 use super::{Graph, Node, NodeId, verify};
 use crate::Result;
 
-/// Applies all fusions.
-pub fn fuse(graph: &Graph) -> Result<Graph> {
+/// How far operations are fused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fusion {
+    /// What saves passes over memory.
+    Passes,
+    /// Also what saves launches: whole attention inputs, activations after a linear layer.
+    Launches,
+}
+
+/// Applies all fusions of a kind.
+pub fn fuse(graph: &Graph, fusion: Fusion) -> Result<Graph> {
     let mut graph = graph.clone();
+    // Nodes with an effect of their own that another one has taken over.
+    let mut taken = vec![false; graph.nodes.len()];
+    if fusion == Fusion::Launches {
+        for i in 0..graph.nodes.len() {
+            let node = &graph.nodes[i];
+            let (at, op, inputs) = match &node.op {
+                Op::PagedAttention { .. } => {
+                    let Some(Paged { q, write, op, inputs }) = qkv_rope(&graph, node) else { continue };
+                    taken[write] = true;
+                    (q, op, inputs)
+                }
+                Op::Attention(heads) => {
+                    let Some((op, inputs)) = self_attention(&graph, node, *heads) else { continue };
+                    (i, op, inputs)
+                }
+                Op::Activation(activation) => {
+                    let x = node.inputs[0];
+                    let Op::Linear { weight, bias } = graph.node(x).op else { continue };
+                    let multiplied = graph.nodes.iter().any(|n| n.op == Op::Mul && n.inputs[0].0 as usize == i);
+                    // A gate goes with its product.
+                    if multiplied || !read_once(&graph, x) {
+                        continue;
+                    }
+                    (i, Op::LinearActivation { weight, bias, activation: *activation }, graph.node(x).inputs.clone())
+                }
+                _ => continue,
+            };
+            graph.nodes[at].op = op;
+            graph.nodes[at].inputs = inputs;
+        }
+    }
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         if node.op == Op::Mul {
@@ -24,7 +64,7 @@ pub fn fuse(graph: &Graph) -> Result<Graph> {
             graph.nodes[i].inputs = inputs;
         }
     }
-    let graph = drop_dead(&graph);
+    let graph = drop_dead(&graph, &taken);
     verify::verify(&graph)?;
     Ok(graph)
 }
@@ -90,12 +130,65 @@ fn linear_add(graph: &Graph, add: &Node) -> Option<(Op, Vec<NodeId>)> {
     read_once(graph, y).then(|| (Op::LinearAdd { weight, bias }, vec![residual, x]))
 }
 
-/// Removes nodes whose value nobody reads; inputs and operations with effects stay.
-fn drop_dead(graph: &Graph) -> Graph {
+/// q, k and v where all are linear layers of one input that only attention reads.
+fn qkv(graph: &Graph, linears: [NodeId; 3]) -> Option<(Qkv, NodeId)> {
+    let part = |id: NodeId| match graph.node(id).op {
+        Op::Linear { weight, bias } if read_once(graph, id) => Some((weight, bias, graph.node(id).inputs[0])),
+        _ => None,
+    };
+    let [q, k, v] = linears.map(part);
+    let (q, k, v) = (q?, k?, v?);
+    let biases = match (q.1, k.1, v.1) {
+        (Some(a), Some(b), Some(c)) => Some([a, b, c]),
+        (None, None, None) => None,
+        _ => return None,
+    };
+    (q.2 == k.2 && k.2 == v.2).then_some((Qkv { weights: [q.0, k.0, v.0], biases }, q.2))
+}
+
+fn self_attention(graph: &Graph, node: &Node, heads: Heads) -> Option<(Op, Vec<NodeId>)> {
+    let [q, k, v, cu_q, cu_k] = *node.inputs.as_slice() else { return None };
+    let (qkv, x) = qkv(graph, [q, k, v])?;
+    (cu_q == cu_k).then_some((Op::SelfAttention { qkv, heads }, vec![x, cu_q]))
+}
+
+/// The inputs of attention over pages as one operation.
+struct Paged {
+    /// The node that it stands at: that of the turned q.
+    q: usize,
+    /// The node of the write that it takes over.
+    write: usize,
+    op: Op,
+    inputs: Vec<NodeId>,
+}
+
+fn qkv_rope(graph: &Graph, attention: &Node) -> Option<Paged> {
+    let Op::PagedAttention { cache, heads, .. } = attention.op else { return None };
+    let writes = |n: &Node| matches!(n.op, Op::KvWrite { cache: c, .. } if c == cache);
+    let write = graph.nodes.iter().position(writes)?;
+    let [k, v, slots] = *graph.nodes[write].inputs.as_slice() else { return None };
+    let q = attention.inputs[0];
+    let turned = |id: NodeId| match &graph.node(id).op {
+        Op::Rope { inv_freq, .. } if read_once(graph, id) => {
+            Some((graph.node(id).inputs[0], graph.node(id).inputs[1], inv_freq.clone()))
+        }
+        _ => None,
+    };
+    let ((q_linear, q_positions, inv_freq), (k_linear, k_positions, k_freq)) = (turned(q)?, turned(k)?);
+    let (qkv, x) = qkv(graph, [q_linear, k_linear, v])?;
+    if q_positions != k_positions || inv_freq != k_freq || slots.0 >= q.0 {
+        return None;
+    }
+    let op = Op::QkvRope { qkv, heads, inv_freq, cache };
+    Some(Paged { q: q.0 as usize, write, op, inputs: vec![x, q_positions, slots] })
+}
+
+/// Removes nodes whose value nobody reads; inputs and operations with effects stay, those in `taken` aside.
+fn drop_dead(graph: &Graph, taken: &[bool]) -> Graph {
     let mut live = vec![false; graph.nodes.len()];
     for (i, n) in graph.nodes.iter().enumerate().rev() {
         let effect = matches!(n.op, Op::Input | Op::KvWrite { .. } | Op::ScatterRows { .. });
-        live[i] |= effect || graph.outputs.contains(&NodeId(i as u32));
+        live[i] |= (effect && !taken[i]) || graph.outputs.contains(&NodeId(i as u32));
         if live[i] {
             n.inputs.iter().for_each(|x| live[x.0 as usize] = true);
         }
@@ -135,14 +228,56 @@ mod tests {
     #[test]
     fn an_mlp_becomes_two_nodes_and_expands_back() {
         let g = mlp(false);
-        let f = fuse(&g).unwrap();
+        let f = fuse(&g, Fusion::Passes).unwrap();
         assert_eq!(ops(&f), ["input", "gated_linear", "linear_add"]);
+        assert_eq!(ops(&fuse(&g, Fusion::Launches).unwrap()), ops(&f));
         assert_eq!(f.node(f.outputs[0]).name, "out");
         assert_eq!(ops(&expand(&f).unwrap()), ["input", "linear", "silu", "linear", "mul", "linear", "add"]);
     }
 
     #[test]
     fn a_value_that_is_read_elsewhere_is_kept() {
-        assert!(ops(&fuse(&mlp(true)).unwrap()).contains(&"silu"));
+        for fusion in [Fusion::Passes, Fusion::Launches] {
+            assert!(ops(&fuse(&mlp(true), fusion).unwrap()).contains(&"silu"));
+        }
+    }
+
+    /// A layer of a decoder and one of an encoder.
+    fn layers() -> Graph {
+        let b = Builder::new("g");
+        let step = b.decoder_inputs();
+        let x = b.float_input("x", Shape::matrix(Sym::Tokens, 24));
+        let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+        let frequencies: std::sync::Arc<[f32]> = vec![1.0, 0.1, 0.01].into();
+        let a = b.scope("self_attn");
+        let [q, k, v] = [("q", 24), ("k", 12), ("v", 12)].map(|(name, n)| a.linear(name, x, n));
+        let q = a.rope("q_rope", q, step.positions, 6, &frequencies);
+        let k = a.rope("k_rope", k, step.positions, 6, &frequencies);
+        let h = a.cached_attention("attention", [q, k, v], 0, &step, heads, None);
+        let cu = b.int_input("cu", [super::super::Dim::from(Sym::Images).plus(1)]);
+        let e = b.scope("encoder");
+        let qkv = [("q", 24), ("k", 12), ("v", 12)].map(|(name, n)| e.linear_bias(name, h, n));
+        let h = e.attention("attention", qkv, [cu, cu], heads);
+        let h = e.linear_bias("fc1", h, 30);
+        let h = e.activation("act", h, Activation::GeluTanh);
+        b.finish(&[h]).unwrap()
+    }
+
+    #[test]
+    fn attention_takes_its_inputs_in_and_expands_to_the_same_operations() {
+        let built = layers();
+        let fused = fuse(&built, Fusion::Launches).unwrap();
+        let kept: Vec<&str> = ops(&fused).into_iter().filter(|n| *n != "input").collect();
+        assert_eq!(kept, ["qkv_rope", "paged_attention", "self_attention", "linear_activation"]);
+        assert_eq!(fused.nodes.iter().filter(|n| n.name == "self_attn.q_rope").count(), 1);
+        let (mut want, mut got) = (ops(&built), ops(&expand(&fused).unwrap()));
+        want.sort_unstable();
+        got.sort_unstable();
+        assert_eq!(got, want);
+        // The write to the pages stays before they are read.
+        let expanded = expand(&fused).unwrap();
+        let at = |name: &str| expanded.nodes.iter().position(|n| n.op.name() == name).unwrap();
+        assert!(at("kv_write") < at("paged_attention"));
+        assert_eq!(ops(&fuse(&built, Fusion::Passes).unwrap()), ops(&built));
     }
 }

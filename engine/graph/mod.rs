@@ -13,8 +13,8 @@ pub mod verify;
 use std::fmt;
 
 pub use builder::Builder;
-pub use op::{Activation, Arg, Cost, Heads, Kind, Op, Type};
-pub use plan::Plan;
+pub use op::{Activation, Arg, Cost, Heads, Kind, Op, Qkv, Type};
+pub use plan::{Layout, Plan};
 pub use shape::{Dim, Shape, Sizes, Sym};
 
 /// Index of a node.

@@ -99,6 +99,27 @@ pub enum Op {
     GatedLinear { gate: WeightId, up: WeightId, activation: Activation },
     /// Fused: `(r [T, n], x [T, k]) -> [T, n]`, `r + (x * w^T + b)`.
     LinearAdd { weight: WeightId, bias: Option<WeightId> },
+    /// Fused: `(x [T, k]) -> [T, n]`, `act(x * w^T + b)`.
+    LinearActivation { weight: WeightId, bias: Option<WeightId>, activation: Activation },
+    /// Fused: `(x [T, k], cu [S+1]) -> [T, h*d]`: q, k and v of x, and attention within each segment.
+    SelfAttention { qkv: Qkv, heads: Heads },
+    /// Fused: `(x [Tokens, k], positions [Tokens], slot_mapping [Tokens]) -> [Tokens, h*d]`: q, k and v of x, q and k
+    /// turned by their positions, k and v written to the layer's pages; the result is q.
+    QkvRope { qkv: Qkv, heads: Heads, inv_freq: Arc<[f32]>, cache: StateId },
+}
+
+/// Projections of one input: q `[h*d, k]`, k and v `[hk*d, k]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Qkv {
+    pub weights: [WeightId; 3],
+    /// `[h*d]`, `[hk*d]` twice; all or none.
+    pub biases: Option<[WeightId; 3]>,
+}
+
+impl Qkv {
+    fn linear(&self, i: usize) -> (Op, Vec<Arg>) {
+        (Op::Linear { weight: self.weights[i], bias: self.biases.map(|b| b[i]) }, vec![Arg::Input(0)])
+    }
 }
 
 /// An argument of an expanded operation.
@@ -148,14 +169,20 @@ impl Op {
             Op::ScatterRows { .. } => "scatter_rows",
             Op::GatedLinear { .. } => "gated_linear",
             Op::LinearAdd { .. } => "linear_add",
+            Op::LinearActivation { .. } => "linear_activation",
+            Op::SelfAttention { .. } => "self_attention",
+            Op::QkvRope { .. } => "qkv_rope",
         }
     }
 
     /// Weights that the operation reads.
     pub fn weights(&self) -> Vec<WeightId> {
         match self {
-            Op::Linear { weight, bias } | Op::LinearAdd { weight, bias } => {
-                std::iter::once(*weight).chain(*bias).collect()
+            Op::Linear { weight, bias }
+            | Op::LinearAdd { weight, bias }
+            | Op::LinearActivation { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
+            Op::SelfAttention { qkv, .. } | Op::QkvRope { qkv, .. } => {
+                qkv.weights.into_iter().chain(qkv.biases.into_iter().flatten()).collect()
             }
             Op::LayerNorm { weight, bias, .. } => vec![*weight, *bias],
             Op::RmsNorm { weight, .. } | Op::Embedding { weight } | Op::BroadcastRows { weight } => vec![*weight],
@@ -195,9 +222,38 @@ impl Op {
             Some(s) if s.as_slice() != [n] => Err(format!("bias: expected [{n}], got {s:?}")),
             _ => Ok(()),
         };
+        // The projections must fit the heads, and x them.
+        let qkv_fits = |qkv: &Qkv, h: &Heads| {
+            let widths = [h.num_heads, h.num_kv_heads, h.num_kv_heads].map(|n| n * h.head_dim);
+            for (i, (weight, n)) in qkv.weights.into_iter().zip(widths).enumerate() {
+                if matrix(weight).0 != n {
+                    return Err(format!("{} rows for heads of {n}", matrix(weight).0));
+                }
+                want(0, Kind::Float, &[None, Some(matrix(weight).1.into())])?;
+                bias_fits(qkv.biases.map(|b| b[i]), n)?;
+            }
+            if h.num_kv_heads == 0 || !h.num_heads.is_multiple_of(h.num_kv_heads) {
+                return Err(format!("{} heads over {} KV heads", h.num_heads, h.num_kv_heads));
+            }
+            Ok(widths[0])
+        };
         match self {
             Op::Input => Err("an input has no inference".to_string()),
-            Op::Linear { weight, bias } => {
+            Op::SelfAttention { qkv, heads } => {
+                count(2)?;
+                want(1, Kind::Int, &[None])?;
+                float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
+            }
+            Op::QkvRope { qkv, heads, inv_freq, .. } => {
+                count(3)?;
+                want(1, Kind::Int, &[Some(inputs[0].shape.rows())])?;
+                want(2, Kind::Int, &[Some(inputs[0].shape.rows())])?;
+                if inv_freq.len() * 2 != heads.head_dim {
+                    return Err(format!("{} frequencies for head_dim {}", inv_freq.len(), heads.head_dim));
+                }
+                float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
+            }
+            Op::Linear { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
                 count(1)?;
                 let (n, k) = matrix(*weight);
                 want(0, Kind::Float, &[None, Some(k.into())])?;
@@ -335,6 +391,28 @@ impl Op {
                 (Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Input(1)]),
                 (Op::Add, vec![Arg::Input(0), Arg::Step(0)]),
             ]),
+            Op::LinearActivation { weight, bias, activation } => Some(vec![
+                (Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Input(0)]),
+                (Op::Activation(*activation), vec![Arg::Step(0)]),
+            ]),
+            Op::SelfAttention { qkv, heads } => {
+                let cu = Arg::Input(1);
+                let args = vec![Arg::Step(0), Arg::Step(1), Arg::Step(2), cu, cu];
+                Some(vec![qkv.linear(0), qkv.linear(1), qkv.linear(2), (Op::Attention(*heads), args)])
+            }
+            Op::QkvRope { qkv, heads, inv_freq, cache } => {
+                let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
+                let rope = |num_heads| Op::Rope { num_heads, head_dim, inv_freq: inv_freq.clone() };
+                let write = Op::KvWrite { cache: *cache, num_kv_heads, head_dim };
+                Some(vec![
+                    qkv.linear(1),
+                    qkv.linear(2),
+                    (rope(num_kv_heads), vec![Arg::Step(0), Arg::Input(1)]),
+                    (write, vec![Arg::Step(2), Arg::Step(1), Arg::Input(2)]),
+                    qkv.linear(0),
+                    (rope(num_heads), vec![Arg::Step(4), Arg::Input(1)]),
+                ])
+            }
             _ => None,
         }
     }
@@ -346,9 +424,15 @@ impl Op {
             self.weights().iter().map(|w| graph.weight(*w).shape.iter().product::<usize>() as u64).sum();
         let activation_elements = inputs.iter().map(|t| elements(t)).sum::<u64>() + elements(output);
         let flops = match self {
-            Op::Linear { .. } | Op::LinearAdd { .. } | Op::GatedLinear { .. } => {
-                2 * weight_elements * inputs[0].shape.rows().eval(sizes) as u64
+            Op::SelfAttention { heads: h, .. } => {
+                let t = inputs[0].shape.rows().eval(sizes);
+                2 * weight_elements * t as u64 + 4 * (t * t * h.num_heads * h.head_dim) as u64
             }
+            Op::Linear { .. }
+            | Op::LinearAdd { .. }
+            | Op::LinearActivation { .. }
+            | Op::GatedLinear { .. }
+            | Op::QkvRope { .. } => 2 * weight_elements * inputs[0].shape.rows().eval(sizes) as u64,
             Op::Attention(h) => {
                 let (q, k) = (inputs[0].shape.rows().eval(sizes), inputs[1].shape.rows().eval(sizes));
                 4 * (q * k * h.num_heads * h.head_dim) as u64

@@ -6,10 +6,47 @@
 
 use std::fmt;
 
-use super::{Graph, Kind, NodeId, Op, Sizes};
+use super::{Graph, Kind, NodeId, Op, Shape, Sizes, Type};
 
-/// Alignment of every value, in bytes: a cache line, and the widest vector register.
-pub const ALIGN: usize = 64;
+/// How a backend lays out values: rows, one after another, each rounded up to whole vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of a float. Outputs of a graph are f32 in any case, their rows without a gap, as the host reads them.
+    pub float_bytes: usize,
+    /// Floats: a row takes a multiple of so many.
+    pub row_align: usize,
+    /// Bytes: every value starts at a multiple of so many.
+    pub value_align: usize,
+}
+
+impl Layout {
+    /// f32 without gaps; values start on a cache line, which also is the widest vector register.
+    pub const HOST: Layout = Layout { float_bytes: 4, row_align: 1, value_align: 64 };
+
+    /// Elements from one row of floats to the next.
+    pub fn stride(&self, cols: usize) -> usize {
+        cols.next_multiple_of(self.row_align)
+    }
+
+    /// Bytes of a value that is no output.
+    pub fn value_bytes(&self, ty: &Type, sizes: &Sizes) -> usize {
+        match ty.kind {
+            Kind::Int => ty.shape.elements(sizes) * 4,
+            Kind::Float => self.rows_bytes(&ty.shape, sizes),
+        }
+    }
+
+    /// Bytes of a state. Those of two dimensions have rows as values do, others are arrays without a gap.
+    pub fn state_bytes(&self, shape: &Shape, sizes: &Sizes) -> usize {
+        if shape.0.len() == 2 { self.rows_bytes(shape, sizes) } else { shape.elements(sizes) * self.float_bytes }
+    }
+
+    fn rows_bytes(&self, shape: &Shape, sizes: &Sizes) -> usize {
+        let Some((last, rest)) = shape.0.split_last() else { return 0 };
+        let rows: usize = rest.iter().map(|d| d.eval(sizes)).product();
+        rows * self.stride(last.eval(sizes)) * self.float_bytes
+    }
+}
 
 /// Where the value of a node lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +66,14 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// The largest sizes that a run may have.
     pub bucket: Sizes,
+    pub layout: Layout,
+    /// Every value has memory of its own.
+    pub keep_all: bool,
 }
 
 /// Plans `graph` for runs of at most `bucket`. `keep_all` gives every value memory of its own, so that all can be
 /// read after the run.
-pub fn plan(graph: Graph, bucket: Sizes, keep_all: bool) -> Plan {
+pub fn plan(graph: Graph, bucket: Sizes, layout: Layout, keep_all: bool) -> Plan {
     let n = graph.nodes.len();
     let mut last_use: Vec<usize> = (0..n).collect();
     for (i, node) in graph.nodes.iter().enumerate() {
@@ -46,6 +86,7 @@ pub fn plan(graph: Graph, bucket: Sizes, keep_all: bool) -> Plan {
         last_use.fill(n);
     }
 
+    let is_output = |i: usize| graph.outputs.iter().any(|o| o.0 as usize == i);
     let mut places: Vec<Option<Place>> = vec![None; n];
     // Values that hold memory now, by offset: (place, index of the node that owns it).
     let mut live: Vec<(Place, usize)> = Vec::new();
@@ -55,11 +96,14 @@ pub fn plan(graph: Graph, bucket: Sizes, keep_all: bool) -> Plan {
         live.retain(|(_, owner)| last_use[*owner] >= i);
         let bytes = match node.op {
             Op::Input | Op::KvWrite { .. } | Op::ScatterRows { .. } => continue,
-            _ => (node.ty.shape.elements(&bucket) * element_bytes(node.ty.kind)).next_multiple_of(ALIGN),
-        };
+            _ if is_output(i) => node.ty.shape.elements(&bucket) * 4,
+            _ => layout.value_bytes(&node.ty, &bucket),
+        }
+        .next_multiple_of(layout.value_align);
         if node.op.in_place() && !keep_all {
             let x = node.inputs[0].0 as usize;
-            if last_use[x] == i && places[x].is_some_and(|p| p.bytes == bytes) {
+            let alike = layout == Layout::HOST || !is_output(i) && !is_output(x);
+            if last_use[x] == i && alike && places[x].is_some_and(|p| p.bytes == bytes) {
                 places[i] = places[x];
                 live.iter_mut().filter(|(_, owner)| *owner == x).for_each(|(_, owner)| *owner = i);
                 continue;
@@ -82,13 +126,7 @@ pub fn plan(graph: Graph, bucket: Sizes, keep_all: bool) -> Plan {
         places[i] = Some(place);
         live.push((place, i));
     }
-    Plan { graph, places, arena_bytes, bucket }
-}
-
-fn element_bytes(kind: Kind) -> usize {
-    match kind {
-        Kind::Float | Kind::Int => 4,
-    }
+    Plan { graph, places, arena_bytes, bucket, layout, keep_all }
 }
 
 impl Plan {
@@ -146,7 +184,7 @@ mod tests {
                 let overlap = a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
                 let taken_over = g.nodes[j].op.in_place() && g.nodes[j].inputs[0].0 as usize == i && last(i) == j;
                 assert!(!overlap || last(i) < j || taken_over, "{} and {}", g.nodes[i].name, g.nodes[j].name);
-                assert!(a.offset + a.bytes <= p.arena_bytes && a.offset.is_multiple_of(ALIGN));
+                assert!(a.offset + a.bytes <= p.arena_bytes && a.offset.is_multiple_of(p.layout.value_align));
             }
         }
     }
@@ -154,10 +192,29 @@ mod tests {
     #[test]
     fn live_values_never_overlap_and_memory_is_shared() {
         let sizes = Sizes::default().with(Sym::Tokens, 10);
-        let shared = plan(chain(), sizes, false);
-        check(&shared);
-        let apart = plan(chain(), sizes, true);
-        check(&apart);
-        assert!(shared.arena_bytes * 2 < apart.arena_bytes, "{} {}", shared.arena_bytes, apart.arena_bytes);
+        for layout in [Layout::HOST, GPU] {
+            let shared = plan(chain(), sizes, layout, false);
+            check(&shared);
+            let apart = plan(chain(), sizes, layout, true);
+            check(&apart);
+            assert!(shared.arena_bytes * 2 < apart.arena_bytes, "{} {}", shared.arena_bytes, apart.arena_bytes);
+        }
+    }
+
+    const GPU: Layout = Layout { float_bytes: 2, row_align: 8, value_align: 256 };
+
+    #[test]
+    fn rows_are_rounded_up_and_outputs_are_f32_without_gaps() {
+        let b = Builder::new("g");
+        let x = b.float_input("x", Shape::matrix(Sym::Tokens, 12));
+        let y = b.activation("a", x, Activation::Silu);
+        let z = b.linear("last", y, 700);
+        let p = plan(b.finish(&[z]).unwrap(), Sizes::default().with(Sym::Tokens, 100), GPU, false);
+        let bytes: Vec<usize> = p.places.iter().flatten().map(|p| p.bytes).collect();
+        assert_eq!(bytes, [(100 * 16 * 2usize).next_multiple_of(256), (100 * 700 * 4usize).next_multiple_of(256)]);
+        let kv = Shape::new([Sym::Pages.into(), 2.into(), 3.into(), 16.into(), 14.into()]);
+        assert_eq!(GPU.state_bytes(&kv, &Sizes::default().with(Sym::Pages, 5)), 5 * 2 * 3 * 16 * 14 * 2);
+        let slab = Shape::matrix(Sym::SlabRows, 12);
+        assert_eq!(GPU.state_bytes(&slab, &Sizes::default().with(Sym::SlabRows, 5)), 5 * 16 * 2);
     }
 }

@@ -66,6 +66,11 @@ impl Dim {
         Dim { plus: self.plus + n, ..self }
     }
 
+    /// This without what was added: the segments of cumulative lengths.
+    pub fn without_plus(self) -> Dim {
+        Dim { plus: 0, ..self }
+    }
+
     /// The value under `sizes`.
     pub fn eval(self, sizes: &Sizes) -> usize {
         self.mul * self.sym.map_or(1, |s| sizes.get(s)) + self.plus

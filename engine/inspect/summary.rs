@@ -7,8 +7,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::backend::cuda::CudaBackend;
 use crate::checkpoint::Checkpoint;
-use crate::graph::{Sizes, Sym};
+use crate::graph::fuse::Fusion;
+use crate::graph::{Layout, Sizes, Sym};
 use crate::models::{self, Configs};
 use crate::run::executor::{ExecutorOptions, buckets, compiled_plan};
 use crate::{Error, Result};
@@ -33,7 +35,7 @@ pub fn summarise(dir: &Path, free_bytes: u64) -> Result<Summary> {
         num_pages: 1,
         slab_rows: tile_rows,
         max_patches: tile_patches,
-        probing: false,
+        probing: None,
         dtype: None,
     };
     let [(encoder, eb), (decoder, db)] = buckets(&*family, &options)?;
@@ -66,8 +68,8 @@ pub fn summarise(dir: &Path, free_bytes: u64) -> Result<Summary> {
     let kv_bytes_per_token = (limits.kv_elements * limits.num_layers * 4) as u64;
     let (ec, dc) =
         (encoder.cost(&eb), decoder.cost(&db.with(Sym::Tokens, 1).with(Sym::Seqs, 1).with(Sym::LogitRows, 1)));
-    let encoder_plan = compiled_plan(encoder, eb, false)?;
-    let decoder_plan = compiled_plan(decoder, db, false)?;
+    let encoder_plan = compiled_plan(encoder, eb, Layout::HOST, Fusion::Passes, None)?;
+    let decoder_plan = compiled_plan(decoder, db, Layout::HOST, Fusion::Passes, None)?;
     let workspace = (encoder_plan.arena_bytes + decoder_plan.arena_bytes) as u64;
     let fits_tokens = free_bytes.saturating_sub(weight_bytes + workspace) / kv_bytes_per_token.max(1);
 
@@ -96,8 +98,12 @@ pub fn summarise(dir: &Path, free_bytes: u64) -> Result<Summary> {
     Ok(Summary { value })
 }
 
-/// The plans of both graphs as text: `build`, `fuse` or `plan`.
-pub fn dump_graphs(dir: &Path, stage: &str) -> Result<String> {
+/// The plans of both graphs as text: `build`, `fuse` or `plan`, as a GPU or the CPU has them.
+pub fn dump_graphs(dir: &Path, stage: &str, gpu: bool) -> Result<String> {
+    let (layout, fusion) = match gpu {
+        true => (CudaBackend::LAYOUT, CudaBackend::FUSION),
+        false => (Layout::HOST, Fusion::Passes),
+    };
     let configs = Configs::read(dir)?;
     let family = models::open(&configs)?;
     let (patches, rows) = family.largest_tile();
@@ -108,14 +114,14 @@ pub fn dump_graphs(dir: &Path, stage: &str) -> Result<String> {
         num_pages: 1,
         slab_rows: rows,
         max_patches: patches,
-        probing: false,
+        probing: None,
         dtype: None,
     };
     let text = |graph: crate::graph::Graph, sizes: Sizes| -> Result<String> {
         Ok(match stage {
             "build" => graph.to_string(),
-            "fuse" => crate::graph::fuse::fuse(&graph)?.to_string(),
-            _ => compiled_plan(graph, sizes, false)?.to_string(),
+            "fuse" => crate::graph::fuse::fuse(&graph, fusion)?.to_string(),
+            _ => compiled_plan(graph, sizes, layout, fusion, None)?.to_string(),
         })
     };
     buckets(&*family, &options)?.into_iter().map(|(g, s)| text(g, s)).collect()

@@ -7,22 +7,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::executor::{Executor, ExecutorOptions};
+use super::capacity::Capacity;
+use super::executor::Executor;
 use super::mailbox::Mailbox;
 use super::prepare::{Frontend, Prepared};
 use super::request::{Answer, Event, EventResult, Request};
 use super::sampler::Sampler;
 use super::worker::{Command, OwnedProbe, Worker};
-use crate::backend::{Backend, DeviceInfo, cpu::CpuBackend};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::{Cuda, CudaBackend};
+use crate::backend::{Backend, DeviceInfo};
 use crate::checkpoint::hub::{self, HubOptions};
 use crate::checkpoint::{Checkpoint, GenerationConfig};
 use crate::graph::builder::PAGE_SIZE;
 use crate::input::chat_template::ChatTemplate;
 use crate::input::tokenizer::Tokenizer;
-use crate::models::{self, Configs, Family, TextLimits};
-use crate::schedule::{Scheduler, SchedulerConfig, Stats};
+use crate::models::{self, Configs, Family};
+use crate::schedule::{Scheduler, Stats};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -43,13 +47,16 @@ pub struct EngineOptions {
     pub model: String,
     pub hub: HubOptions,
     pub device: Device,
-    /// Type that weights are rounded to at load; `None` keeps the stored one. The CPU computes in f32 in any case.
+    /// Type that weights are rounded to at load; `None` keeps the stored one. The CPU computes in f32 in any case. On a
+    /// GPU it also is the type of activations; `None` is bf16 there, or f16 for a checkpoint that is stored so.
     pub dtype: Option<DType>,
+    /// On a GPU: launches every operation by itself, instead of recorded steps.
+    pub enforce_eager: bool,
     /// Longest sequence, prompt and answer; `None`: what the model and the memory allow.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: Option<usize>,
     pub max_num_batched_tokens: Option<usize>,
-    /// Part of the free memory that weights and KV cache may take.
+    /// Part of the free memory that weights, KV cache and workspace may take.
     pub memory_utilization: Option<f64>,
     /// KV pages; `None`: as many as the memory allows and the sequences can use.
     pub num_pages: Option<usize>,
@@ -57,7 +64,13 @@ pub struct EngineOptions {
     pub no_prefix_caching: bool,
     /// Sees every value of every run. Programs are then compiled without fusion.
     pub probe: Option<OwnedProbe>,
+    /// Puts something between the engine and its device, such as a comparison with another one. Every value of a run is
+    /// then kept.
+    pub wrap: Option<BackendWrapper>,
 }
+
+/// Makes one backend of another.
+pub type BackendWrapper = Box<dyn Fn(Box<dyn Backend>) -> Box<dyn Backend> + Send>;
 
 impl Default for EngineOptions {
     /// No model; everything else as the environment and the model say.
@@ -67,6 +80,7 @@ impl Default for EngineOptions {
             hub: HubOptions::from_env(),
             device: Device::Auto,
             dtype: None,
+            enforce_eager: false,
             max_model_len: None,
             max_num_seqs: None,
             max_num_batched_tokens: None,
@@ -74,6 +88,7 @@ impl Default for EngineOptions {
             num_pages: None,
             no_prefix_caching: false,
             probe: None,
+            wrap: None,
         }
     }
 }
@@ -85,7 +100,9 @@ pub struct Engine {
 }
 
 struct Inner {
-    commands: Mutex<Sender<Command>>,
+    /// `None` once the engine ends.
+    commands: Mutex<Option<Sender<Command>>>,
+    worker: Mutex<Option<JoinHandle<()>>>,
     frontend: Arc<Frontend>,
     stats: Arc<Mutex<Stats>>,
     busy: Arc<AtomicU64>,
@@ -94,11 +111,18 @@ struct Inner {
     max_model_len: usize,
 }
 
-const DEFAULT_MAX_NUM_SEQS: usize = 32;
-const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
-const DEFAULT_MEMORY_UTILIZATION: f64 = 0.9;
-/// Encoder patches of a run, where the largest tile has fewer.
-const MIN_ENCODER_PATCHES: usize = 4096;
+impl Drop for Inner {
+    /// Waits until the worker has given everything back, a device's memory above all.
+    fn drop(&mut self) {
+        drop(self.commands.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(worker) = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+            && worker.thread().id() != std::thread::current().id()
+        {
+            // A panic of the worker was told to whoever waited for it.
+            let _ = worker.join();
+        }
+    }
+}
 
 /// Resolves `model` to a directory, by download where it is a hub id.
 pub fn resolve_model(model: &str, options: &HubOptions) -> Result<PathBuf> {
@@ -116,7 +140,8 @@ pub fn resolve_model(model: &str, options: &HubOptions) -> Result<PathBuf> {
 impl Engine {
     /// Opens a model. Weights stay in the mapped files until they are read.
     pub fn open(options: EngineOptions) -> Result<Engine> {
-        let mut backend = open_backend(options.device)?;
+        // What is missing on this machine is said first; it is what the user can mend.
+        let opened = Opened::new(options.device, options.dtype)?;
         let dir = resolve_model(&options.model, &options.hub)?;
         let configs = Configs::read(&dir)?;
         let family = models::open(&configs)?;
@@ -127,9 +152,7 @@ impl Engine {
         let generation = GenerationConfig::read(&dir, &configs.config)?;
         let limits = family.limits();
 
-        let device = backend.info();
-        let sizes = Capacity::choose(&options, &limits, &*family, &checkpoint, &device)?;
-        let executor = Executor::load(&mut *backend, &*family, &checkpoint, &sizes.executor).map_err(name_sizes)?;
+        let Loaded { executor, sizes, device } = load(&opened, &options, &*family, &checkpoint)?;
         let scheduler = Scheduler::new(sizes.scheduler.clone())?;
 
         let (sender, receiver) = channel();
@@ -149,13 +172,13 @@ impl Engine {
             live: Default::default(),
             next_id: 0,
         };
-        std::thread::Builder::new()
+        let worker = std::thread::Builder::new()
             .name("engine-worker".to_string())
             .spawn(move || worker.run())
             .map_err(|e| Error::Internal(format!("worker thread: {e}")))?;
         let (max_model_len, max_num_seqs) = (sizes.scheduler.max_model_len, sizes.scheduler.max_num_seqs);
-        let commands = Mutex::new(sender);
-        let inner = Inner { commands, frontend, stats, busy, device, max_num_seqs, max_model_len };
+        let (commands, worker) = (Mutex::new(Some(sender)), Mutex::new(Some(worker)));
+        let inner = Inner { commands, worker, frontend, stats, busy, device, max_num_seqs, max_model_len };
         Ok(Engine { inner: Arc::new(inner) })
     }
 
@@ -178,7 +201,8 @@ impl Engine {
 
     fn send(&self, command: Command) -> Result<()> {
         let sender = self.inner.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.send(command).map_err(|_| Error::Internal("the engine's worker ended".to_string()))
+        let sent = sender.as_ref().is_some_and(|s| s.send(command).is_ok());
+        if sent { Ok(()) } else { Err(Error::Internal("the engine's worker ended".to_string())) }
     }
 
     /// Counters of the scheduler after its latest step.
@@ -223,101 +247,90 @@ fn name_sizes(error: Error) -> Error {
     }
 }
 
-fn open_backend(device: Device) -> Result<Box<dyn Backend>> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Box::new(CpuBackend::new())),
-        Device::Cuda(index) => {
-            // What is missing on this machine is said first; it is what the user can mend.
-            let cuda = crate::backend::cuda::Cuda::open(index)?;
-            Err(Error::Device(format!(
-                "cuda:{index} ({}): expected kernels for every operation of a model, this build has those of single operations; use --device cpu",
-                cuda.device().name()
-            )))
+/// A device that is there, before the model is known.
+enum Opened {
+    Cpu,
+    Cuda(Arc<Cuda>),
+}
+
+impl Opened {
+    fn new(device: Device, dtype: Option<DType>) -> Result<Opened> {
+        let opened = match device {
+            Device::Cpu => return Ok(Opened::Cpu),
+            Device::Cuda(index) => Cuda::open(index)?,
+            // f32 is a wish that only the CPU grants.
+            Device::Auto if dtype == Some(DType::F32) => return Ok(Opened::Cpu),
+            Device::Auto => match Cuda::open(0) {
+                Ok(cuda) => cuda,
+                Err(e) => {
+                    tracing::info!("on the CPU: {e}");
+                    return Ok(Opened::Cpu);
+                }
+            },
+        };
+        match dtype {
+            Some(DType::F32) => Err(Error::Unsupported(
+                "--dtype f32 on a GPU: expected auto, bf16 or f16; use --device cpu for arithmetic in f32".to_string(),
+            )),
+            _ => Ok(Opened::Cuda(Arc::new(opened))),
         }
     }
-}
 
-/// Sizes of everything that is allocated at load.
-struct Capacity {
-    executor: ExecutorOptions,
-    scheduler: SchedulerConfig,
-}
-
-impl Capacity {
-    fn choose(
-        options: &EngineOptions,
-        limits: &TextLimits,
-        family: &dyn Family,
-        checkpoint: &Checkpoint,
-        device: &DeviceInfo,
-    ) -> Result<Capacity> {
-        let max_num_seqs = options.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS).max(1);
-        let max_num_batched_tokens = options.max_num_batched_tokens.unwrap_or(DEFAULT_MAX_NUM_BATCHED_TOKENS).max(1);
-        if let Some(n) = options.max_model_len.filter(|n| *n > limits.max_positions) {
-            return Err(Error::Request(format!(
-                "--max-model-len {n}: expected at most the model's {} positions",
-                limits.max_positions
-            )));
-        }
-        let token_bytes = (limits.kv_elements * limits.num_layers * 4) as u64;
-        let page_bytes = token_bytes * PAGE_SIZE as u64;
-        let longest = options.max_model_len.unwrap_or(limits.max_positions);
-        // More pages than all seats at full length cannot be used.
-        let useful = longest.div_ceil(PAGE_SIZE).saturating_mul(max_num_seqs);
-        let num_pages = match options.num_pages {
-            Some(n) => n.max(1),
-            None => {
-                let weights: u64 = checkpoint.tensors().map(|t| t.bytes as u64).sum();
-                let part = options.memory_utilization.unwrap_or(DEFAULT_MEMORY_UTILIZATION);
-                let free = device.free_bytes as f64 * part;
-                // Mapped weights can be dropped and read again, so a part of the memory is always left for pages.
-                let budget = (free - weights as f64).max(free / 8.0) as u64;
-                let affordable = usize::try_from(budget / page_bytes.max(1)).unwrap_or(usize::MAX);
-                if let Some(n) = options.max_model_len.filter(|n| n.div_ceil(PAGE_SIZE) > affordable) {
-                    return Err(Error::OutOfMemory {
-                        what: format!(
-                            "KV cache of --max-model-len {n} ({token_bytes} bytes a token); at most {} tokens fit",
-                            affordable * PAGE_SIZE
-                        ),
-                        need: n as u64 * token_bytes,
-                        free: budget,
-                    });
-                }
-                affordable.min(useful).max(1)
+    fn backend(&self, options: &EngineOptions, checkpoint: &Checkpoint) -> Result<Box<dyn Backend>> {
+        let backend: Box<dyn Backend> = match self {
+            Opened::Cpu => Box::new(CpuBackend::new()),
+            Opened::Cuda(cuda) => {
+                let dtype = options.dtype.unwrap_or_else(|| stored_type(checkpoint));
+                Box::new(CudaBackend::new(cuda.clone(), dtype, !options.enforce_eager)?)
             }
         };
-        let max_model_len = longest.min(num_pages.saturating_mul(PAGE_SIZE));
-        let (tile_patches, tile_rows) = family.largest_tile();
-        let max_patches = tile_patches.max(MIN_ENCODER_PATCHES);
-        // Tiles of all seats, and some that are remembered.
-        let slab_rows = tile_rows * (8 * max_num_seqs).max(64);
-        let max_blocks = max_model_len.div_ceil(PAGE_SIZE);
-        Ok(Capacity {
-            executor: ExecutorOptions {
-                max_num_seqs,
-                max_num_batched_tokens,
-                max_blocks,
-                num_pages,
-                slab_rows,
-                max_patches,
-                probing: options.probe.is_some(),
-                dtype: options.dtype,
-            },
-            scheduler: SchedulerConfig {
-                page_size: PAGE_SIZE,
-                num_pages,
-                page_bytes,
-                max_num_seqs,
-                max_num_batched_tokens,
-                max_model_len,
-                encoder_rows: slab_rows,
-                max_encode_work: max_patches,
-                prefix_caching: !options.no_prefix_caching,
-                position_components: 1,
-                block_table_stride: max_blocks,
-            },
+        Ok(match &options.wrap {
+            Some(wrap) => wrap(backend),
+            None => backend,
         })
     }
+}
+
+/// f16 where most of the checkpoint is stored so, otherwise bf16.
+fn stored_type(checkpoint: &Checkpoint) -> DType {
+    let bytes = |f16: bool| {
+        checkpoint.tensors().filter(|t| (t.dtype == DType::F16) == f16).map(|t| t.bytes as u64).sum::<u64>()
+    };
+    if bytes(true) > bytes(false) { DType::F16 } else { DType::Bf16 }
+}
+
+struct Loaded {
+    executor: Executor,
+    sizes: Capacity,
+    device: DeviceInfo,
+}
+
+/// Loads the model in sizes that fit. What was free when sizes were chosen may be gone when it is asked for; then fewer
+/// pages are tried, down to an eighth.
+fn load(opened: &Opened, options: &EngineOptions, family: &dyn Family, checkpoint: &Checkpoint) -> Result<Loaded> {
+    let mut most_pages = usize::MAX;
+    for attempt in 0.. {
+        let mut backend = opened.backend(options, checkpoint)?;
+        let device = backend.info();
+        let sizes = Capacity::choose(options, family, checkpoint, &*backend, most_pages)?;
+        let pages = sizes.executor.num_pages;
+        match Executor::load(&mut *backend, family, checkpoint, &sizes.executor) {
+            Ok(executor) => {
+                if let Some(table) = &sizes.table {
+                    tracing::info!("{}: {table}; {pages} KV pages of {PAGE_SIZE} tokens", device.name);
+                }
+                return Ok(Loaded { executor, sizes, device });
+            }
+            Err(Error::OutOfMemory { what, .. })
+                if attempt < 3 && pages > 1 && options.num_pages.is_none() && sizes.table.is_some() =>
+            {
+                tracing::warn!("{what} does not fit beside {pages} KV pages, trying {}", pages / 2);
+                most_pages = pages / 2;
+            }
+            Err(e) => return Err(name_sizes(e)),
+        }
+    }
+    Err(Error::Internal("loading ended without a result".to_string()))
 }
 
 /// One request's events. Dropping it cancels the request.

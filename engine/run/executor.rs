@@ -3,10 +3,11 @@
 //! In: a backend, a family, a checkpoint; batches and tiles. Out: rows of logits. Owns: the compiled programs.
 //! Not here: which sequence runs, what is sampled.
 
-use crate::backend::{Backend, Input, Probe, Program, WeightHandle};
+use crate::backend::{Backend, Bucket, Input, Needs, Probe, Program, WeightHandle};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::storage::convert;
-use crate::graph::{Graph, Plan, Sizes, Sym, Weight, fuse, plan};
+use crate::graph::fuse::Fusion;
+use crate::graph::{Graph, Layout, Plan, Sizes, Sym, Weight, fuse, plan};
 use crate::models::{Array, Family, Tile};
 use crate::schedule::BatchInputs;
 use crate::tensor::DType;
@@ -23,10 +24,19 @@ pub struct ExecutorOptions {
     pub slab_rows: usize,
     /// Patches of one encoder run.
     pub max_patches: usize,
-    /// Keeps every primitive's value in memory of its own, so that all can be looked at.
-    pub probing: bool,
+    /// Keeps values in memory of their own, so that all can be looked at.
+    pub probing: Option<Probing>,
     /// Type that matrices are rounded to; `None` keeps the stored one.
     pub dtype: Option<DType>,
+}
+
+/// Which values can be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probing {
+    /// Those of every primitive.
+    Primitives,
+    /// Those of the operations that run without a probe, fused ones among them.
+    Fused,
 }
 
 /// The programs of one model on one backend.
@@ -46,20 +56,19 @@ impl Executor {
         checkpoint: &Checkpoint,
         options: &ExecutorOptions,
     ) -> Result<Executor> {
-        let [(encoder, encoder_bucket), (decoder, decoder_bucket)] = buckets(family, options)?;
-        let max_images = encoder_bucket.get(Sym::Images);
-        let mut compile = |graph: Graph, bucket: Sizes| {
-            let plan = compiled_plan(graph, bucket, options.probing)?;
+        let plans = Plans::new(family, options, backend)?;
+        let max_images = plans.encoder.bucket.get(Sym::Images);
+        let mut compile = |plan: Plan, buckets: &[Bucket]| {
             for node in &plan.graph.nodes {
                 backend.supports(&plan.graph, node).map_err(|e| {
                     Error::Unsupported(format!("{} ({}) on {}: {e}", node.name, node.op.name(), backend.info().name))
                 })?;
             }
             let weights = load_weights(backend, checkpoint, &plan.graph, options.dtype)?;
-            backend.compile(plan, &weights)
+            backend.compile(plan, buckets, &weights)
         };
-        let encoder = compile(encoder, encoder_bucket)?;
-        let decoder = compile(decoder, decoder_bucket)?;
+        let encoder = compile(plans.encoder, &plans.encoder_buckets)?;
+        let decoder = compile(plans.decoder, &plans.decoder_buckets)?;
         Ok(Executor { encoder, decoder, max_patches: options.max_patches, max_images, logits: Vec::new() })
     }
 
@@ -141,10 +150,76 @@ pub fn buckets(family: &dyn Family, o: &ExecutorOptions) -> Result<[(Graph, Size
     Ok([(family.encoder()?, encoder), (family.decoder()?, decoder)])
 }
 
-/// Fused, unless every value shall be seen, and planned.
-pub fn compiled_plan(graph: Graph, bucket: Sizes, probing: bool) -> Result<Plan> {
-    let graph = if probing { graph } else { fuse::fuse(&graph)? };
-    Ok(plan::plan(graph, bucket, probing))
+/// Fused, unless every primitive's value shall be seen, and planned.
+pub fn compiled_plan(
+    graph: Graph,
+    bucket: Sizes,
+    layout: Layout,
+    fusion: Fusion,
+    probing: Option<Probing>,
+) -> Result<Plan> {
+    let graph = if probing == Some(Probing::Primitives) { graph } else { fuse::fuse(&graph, fusion)? };
+    Ok(plan::plan(graph, bucket, layout, probing.is_some()))
+}
+
+/// The plans of a model and what they are compiled for.
+pub struct Plans {
+    pub encoder: Plan,
+    pub encoder_buckets: Vec<Bucket>,
+    pub decoder: Plan,
+    pub decoder_buckets: Vec<Bucket>,
+}
+
+impl Plans {
+    pub fn new(family: &dyn Family, options: &ExecutorOptions, backend: &dyn Backend) -> Result<Plans> {
+        let (layout, fusion) = (backend.layout(), backend.fusion());
+        let [(encoder, encoder_bucket), (decoder, decoder_bucket)] = buckets(family, options)?;
+        Ok(Plans {
+            encoder: compiled_plan(encoder, encoder_bucket, layout, fusion, options.probing)?,
+            encoder_buckets: encoder_buckets(&encoder_bucket, family.largest_tile().1),
+            decoder: compiled_plan(decoder, decoder_bucket, layout, fusion, options.probing)?,
+            decoder_buckets: decoder_buckets(&decoder_bucket),
+        })
+    }
+
+    /// What encoder and decoder take on the device; `None` where that is the machine's memory.
+    pub fn needs(&self, backend: &dyn Backend) -> Option<[Needs; 2]> {
+        let encoder = backend.needs(&self.encoder, &self.encoder_buckets)?;
+        Some([encoder, backend.needs(&self.decoder, &self.decoder_buckets)?])
+    }
+}
+
+/// Smallest buckets: below them a run costs as much as one of this size.
+const MIN_PREFILL_TOKENS: usize = 16;
+const MIN_PATCHES: usize = 256;
+
+/// 16, 32, 64, ... below `largest`, then `largest`.
+fn doubling(first: usize, largest: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(first), |n| n.checked_mul(2)).take_while(move |n| *n < largest).chain([largest])
+}
+
+/// By patches, doubling.
+fn encoder_buckets(largest: &Sizes, tile_rows: usize) -> Vec<Bucket> {
+    let sizes = |patches: usize| {
+        let images = patches.min(largest.get(Sym::Images));
+        let context = (patches + images * tile_rows).min(largest.get(Sym::ContextRows));
+        largest.with(Sym::Patches, patches).with(Sym::Images, images).with(Sym::ContextRows, context)
+    };
+    let largest = largest.get(Sym::Patches);
+    doubling(MIN_PATCHES, largest).map(|n| Bucket { sizes: sizes(n), decode: false }).collect()
+}
+
+/// Steps of one token a sequence: 1, 2, 4, 8, 16, 24, 32, ... sequences. Other steps: by tokens, doubling.
+fn decoder_buckets(largest: &Sizes) -> Vec<Bucket> {
+    let (tokens, seqs) = (largest.get(Sym::Tokens), largest.get(Sym::Seqs));
+    let bucket = |n: usize, decode: bool| {
+        let rows = n.min(seqs);
+        Bucket { sizes: largest.with(Sym::Tokens, n).with(Sym::Seqs, rows).with(Sym::LogitRows, rows), decode }
+    };
+    let most = seqs.min(tokens);
+    let decode = [1, 2, 4].into_iter().chain((8..).step_by(8));
+    let decode = decode.take_while(|n| *n < most).chain([most]).map(|n| bucket(n, true));
+    decode.chain(doubling(MIN_PREFILL_TOKENS, tokens).map(|n| bucket(n, false))).collect()
 }
 
 fn load_weights(
@@ -155,7 +230,36 @@ fn load_weights(
 ) -> Result<Vec<WeightHandle>> {
     let upload = |w: &Weight| {
         let stored = checkpoint.get(&w.name, &w.shape)?;
-        backend.upload(&w.name, &convert(&w.name, stored, dtype)?, w.matrix)
+        backend.upload(&w.name, &convert(&w.name, stored, dtype.filter(|_| w.matrix))?, w.matrix)
     };
     graph.weights.iter().map(upload).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(seqs: usize, tokens: usize) -> (Vec<usize>, Vec<usize>) {
+        let largest = Sizes::default().with(Sym::Tokens, tokens).with(Sym::Seqs, seqs).with(Sym::LogitRows, seqs);
+        let all = decoder_buckets(&largest);
+        let (decode, other): (Vec<_>, Vec<_>) = all.iter().partition(|b| b.decode);
+        let sizes = |b: Vec<&Bucket>| b.iter().map(|b| b.sizes.get(Sym::Tokens)).collect();
+        assert!(all.iter().all(|b| b.sizes.get(Sym::Seqs) <= seqs && b.sizes.get(Sym::Tokens) <= tokens));
+        assert_eq!(all.last().unwrap().sizes, largest);
+        (sizes(decode), sizes(other))
+    }
+
+    #[test]
+    fn buckets_ascend_to_the_largest_sizes() {
+        assert_eq!(tokens(32, 512), (vec![1, 2, 4, 8, 16, 24, 32], vec![16, 32, 64, 128, 256, 512]));
+        assert_eq!(tokens(3, 17), (vec![1, 2, 3], vec![16, 17]));
+        assert_eq!(tokens(1, 1), (vec![1], vec![1]));
+        assert_eq!(tokens(20, 5), (vec![1, 2, 4, 5], vec![5]));
+        let largest = Sizes::default().with(Sym::Patches, 600).with(Sym::Images, 3).with(Sym::ContextRows, 621);
+        let sizes: Vec<[usize; 3]> = encoder_buckets(&largest, 7)
+            .iter()
+            .map(|b| [Sym::Patches, Sym::Images, Sym::ContextRows].map(|s| b.sizes.get(s)))
+            .collect();
+        assert_eq!(sizes, [[256, 3, 277], [512, 3, 533], [600, 3, 621]]);
+    }
 }

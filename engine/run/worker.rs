@@ -32,7 +32,7 @@ pub enum Command {
 }
 
 /// A probe that the worker owns: sees every value of every run.
-pub type OwnedProbe = Box<dyn FnMut(&Node, &[usize], &[f32]) -> Result<()> + Send>;
+pub type OwnedProbe = Box<dyn FnMut(&Node, &[usize], &mut [f32]) -> Result<()> + Send>;
 
 /// State of the worker thread.
 pub struct Worker {
@@ -99,8 +99,16 @@ impl Worker {
             self.drop_cancelled();
             if let Some(batch) = self.scheduler.schedule() {
                 let start = Instant::now();
-                if let Err(e) = self.step(&batch) {
-                    self.fail_all(&e);
+                match self.step(&batch) {
+                    Ok(()) => {}
+                    // Nothing is allocated in a step, but a driver may want memory to start one. What was not committed
+                    // is scheduled again, in smaller pieces.
+                    Err(Error::OutOfMemory { what, .. }) if batch.num_tokens() > 1 => {
+                        let tokens = batch.num_tokens() / 2;
+                        tracing::warn!("out of memory: {what}; from now on steps of at most {tokens} tokens");
+                        self.scheduler.limit_step(tokens);
+                    }
+                    Err(e) => self.fail_all(&e),
                 }
                 self.busy.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 self.scheduler.recycle(batch);

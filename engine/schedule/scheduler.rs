@@ -238,6 +238,11 @@ impl Scheduler {
         Some(seq)
     }
 
+    /// Steps from now on compute at most `tokens` tokens, at least one.
+    pub fn limit_step(&mut self, tokens: usize) {
+        self.config.max_num_batched_tokens = self.config.max_num_batched_tokens.min(tokens.max(1));
+    }
+
     /// Plans the next step; `None` when no sequence is live. A batch that was planned before and not
     /// committed becomes void. Pixels of a sequence's images must be at hand until it has finished:
     /// after a preemption they may be encoded again.

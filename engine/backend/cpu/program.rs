@@ -11,10 +11,11 @@ use memmap2::MmapMut;
 use super::attention::PagedKv;
 use super::kv_cache::{KvData, KvDataMut, KvShape};
 use super::{Matrix, WeightData, activations, attention, elementwise, gather, kv_cache, matmul, norms, rope};
-use crate::backend::{Backend, DeviceInfo, Input, Probe, Program, WeightHandle};
+use crate::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
 use crate::graph::builder::PAGE_SIZE;
+use crate::graph::fuse::Fusion;
 use crate::graph::plan::Place;
-use crate::graph::{Graph, Kind, Node, NodeId, Op, Plan, Sizes, WeightId};
+use crate::graph::{Graph, Kind, Layout, Node, NodeId, Op, Plan, Sizes, WeightId};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -64,11 +65,17 @@ impl Backend for CpuBackend {
             description: format!("{} threads, {}", rayon::current_num_threads(), super::isa::Isa::current().name()),
             memory_bytes: memory.total,
             free_bytes: memory.available,
+            activations: DType::F32,
         }
     }
 
-    fn supports(&self, _: &Graph, _: &Node) -> std::result::Result<(), String> {
-        Ok(()) // The specification: every operation of the list.
+    fn supports(&self, _: &Graph, node: &Node) -> std::result::Result<(), String> {
+        match node.op {
+            Op::LinearActivation { .. } | Op::SelfAttention { .. } | Op::QkvRope { .. } => {
+                Err("fused for another device; expand the graph".to_string())
+            }
+            _ => Ok(()), // The specification: every primitive operation of the list.
+        }
     }
 
     fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> Result<WeightHandle> {
@@ -89,7 +96,22 @@ impl Backend for CpuBackend {
         Ok(WeightHandle(self.weights.len() as u32 - 1))
     }
 
-    fn compile(&mut self, plan: Plan, weights: &[WeightHandle]) -> Result<Box<dyn Program>> {
+    fn layout(&self) -> Layout {
+        Layout::HOST
+    }
+
+    fn fusion(&self) -> Fusion {
+        Fusion::Passes
+    }
+
+    fn needs(&self, _: &Plan, _: &[Bucket]) -> Option<Needs> {
+        None
+    }
+
+    fn compile(&mut self, plan: Plan, _: &[Bucket], weights: &[WeightHandle]) -> Result<Box<dyn Program>> {
+        if plan.layout != Layout::HOST {
+            return Err(Error::Internal(format!("{}: planned for another device", plan.graph.name)));
+        }
         let states = plan
             .graph
             .states
@@ -176,7 +198,7 @@ impl Program for CpuProgram {
             if let Some(probe) = probe.as_mut()
                 && plan.places[i].is_some()
             {
-                probe(node, &node.ty.shape.eval(sizes), run.float(NodeId(i as u32))?)?;
+                probe(node, &node.ty.shape.eval(sizes), run.out(NodeId(i as u32))?)?;
             }
         }
         Ok(())
@@ -344,6 +366,9 @@ impl<'a> Run<'a> {
                     context_lens: self.int(x[3])?,
                 };
                 attention::paged_attention(self.out(id)?, self.float(x[0])?, &kv, self.int(x[2])?, heads, *window)
+            }
+            Op::LinearActivation { .. } | Op::SelfAttention { .. } | Op::QkvRope { .. } => {
+                Err(Error::Internal(format!("{} was not expanded for the CPU", node.op.name())))
             }
             Op::ScatterRows { slab } => {
                 let width = self.plan.graph.state(*slab).shape.cols().unwrap_or(0);

@@ -6,6 +6,9 @@
 //! The driver library is loaded when the first device is opened, and never linked: the same program runs where
 //! there is none.
 
+mod graph;
+mod pinned;
+
 use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
 
@@ -13,6 +16,9 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::{Error, Result};
+
+pub use self::graph::CapturedGraph;
+pub use self::pinned::{Event, PinnedBuffer};
 
 /// One GPU and its primary context.
 pub struct Device {
@@ -35,11 +41,27 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// An error of the driver with what was tried.
+/// An error of the driver with what was tried: [`Error::OutOfMemory`] where it says so, otherwise [`Error::Device`].
 fn failed(what: &str, error: DriverError) -> Error {
+    if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return out_of_memory(what, 0);
+    }
     let text =
         |s: std::result::Result<&CStr, DriverError>| s.map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    Error::Device(format!("cuda: {what}: {} ({})", text(error.error_name()), text(error.error_string())))
+    // Faults of a kernel (700 to 719) and of the hardware stay with the context: every later call repeats them.
+    let lost = (700..720).contains(&(error.0 as u32)) || error.0 == sys::CUresult::CUDA_ERROR_ECC_UNCORRECTABLE;
+    let next = if lost {
+        "; the GPU's state is lost to this process, start it again (dmesg and nvidia-smi say more)"
+    } else {
+        ""
+    };
+    Error::Device(format!("cuda: {what}: {} ({}){next}", text(error.error_name()), text(error.error_string())))
+}
+
+/// `need` is 0 where the driver does not say how much it wanted.
+fn out_of_memory(what: &str, need: usize) -> Error {
+    let free = result::mem_get_info().map_or(0, |(free, _)| free as u64);
+    Error::OutOfMemory { what: format!("{what} on the GPU"), need: need as u64, free }
 }
 
 /// Everything of the driver that is called below. The bindings panic at the first call of a function that the library
@@ -53,22 +75,35 @@ const FUNCTIONS: &[&CStr] = &[
     c"cuDeviceGetName",
     c"cuDevicePrimaryCtxRelease_v2",
     c"cuDevicePrimaryCtxRetain",
+    c"cuDriverGetVersion",
+    c"cuEventCreate",
+    c"cuEventDestroy_v2",
+    c"cuEventRecord",
+    c"cuEventSynchronize",
     c"cuFuncSetAttribute",
     c"cuGetErrorName",
     c"cuGetErrorString",
+    c"cuGraphDestroy",
+    c"cuGraphExecDestroy",
+    c"cuGraphInstantiateWithFlags",
+    c"cuGraphLaunch",
     c"cuInit",
     c"cuLaunchKernel",
     c"cuMemAlloc_v2",
+    c"cuMemFreeHost",
     c"cuMemFree_v2",
     c"cuMemGetInfo_v2",
+    c"cuMemHostAlloc",
     c"cuMemcpyDtoHAsync_v2",
     c"cuMemcpyHtoDAsync_v2",
     c"cuMemsetD8Async",
     c"cuModuleGetFunction",
     c"cuModuleLoadData",
     c"cuModuleUnload",
+    c"cuStreamBeginCapture_v2",
     c"cuStreamCreate",
     c"cuStreamDestroy_v2",
+    c"cuStreamEndCapture",
     c"cuStreamSynchronize",
 ];
 
@@ -104,6 +139,15 @@ fn no_device(count: usize) -> Error {
     Error::Device(format!(
         "cuda: the driver shows {count} usable GPUs; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
     ))
+}
+
+/// The newest CUDA version that the driver knows, `(12, 8)`.
+pub fn driver_version() -> Result<(u32, u32)> {
+    start()?;
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| failed("the driver's version", e))?;
+    Ok((version as u32 / 1000, version as u32 % 1000 / 10))
 }
 
 impl Device {
@@ -194,11 +238,7 @@ impl Device {
         // The driver refuses a size of zero; an empty tensor is none of its business.
         // SAFETY: a plain allocation, freed once in drop.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory {
-                what: format!("{what} on cuda:{}", self.ordinal),
-                need: bytes as u64,
-                free: self.memory().map_or(0, |(free, _)| free),
-            },
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(what, bytes),
             _ => failed(&format!("allocating {what}"), e),
         })?;
         Ok(DeviceBuffer { device: self.clone(), address, bytes })
@@ -221,6 +261,10 @@ pub struct DeviceBuffer {
 }
 
 impl DeviceBuffer {
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -241,11 +285,11 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: allocated in Device::alloc and freed once. The driver waits for work that uses it; a failure
-            // means that the context is gone, and the memory with it.
-            let _ = unsafe { result::free_sync(self.address) };
-        }
+        // Where this fails the next call does too.
+        let _ = self.device.bind();
+        // SAFETY: allocated in Device::alloc and freed once. The driver waits for work that uses it; a failure
+        // means that the context is gone, and the memory with it.
+        let _ = unsafe { result::free_sync(self.address) };
     }
 }
 
@@ -337,10 +381,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: created in new and destroyed once; the driver finishes its work first.
-            let _ = unsafe { result::stream::destroy(self.stream) };
-        }
+        // Where this fails the next call does too.
+        let _ = self.device.bind();
+        // SAFETY: created in new and destroyed once; the driver finishes its work first.
+        let _ = unsafe { result::stream::destroy(self.stream) };
     }
 }
 
@@ -389,10 +433,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: loaded in load and unloaded once.
-            let _ = unsafe { result::module::unload(self.module) };
-        }
+        // Where this fails the next call does too.
+        let _ = self.device.bind();
+        // SAFETY: loaded in load and unloaded once.
+        let _ = unsafe { result::module::unload(self.module) };
     }
 }
 

@@ -6,20 +6,33 @@
 //!
 //! Nothing of CUDA is loaded before [`Cuda::open`] is called.
 
+mod backend;
 pub mod driver;
 pub mod kernels;
 pub mod launch;
+mod lower;
 pub mod ops;
 pub mod pack;
 pub mod pack_quantized;
+mod program;
+mod scratch;
+mod staging;
+mod upload;
 
 use std::sync::Arc;
 
+pub use self::backend::CudaBackend;
 use self::driver::{Device, Function};
 pub use self::driver::{DeviceBuffer, DeviceSlice, LaunchConfig, Stream};
 use self::kernels::KernelCache;
 pub use self::launch::Launch;
 use crate::{Error, Result};
+
+/// CUDA version of the oldest driver that takes the embedded PTX (build.rs lowers its language version to 8.0).
+const OLDEST_DRIVER: (u32, u32) = (12, 0);
+
+/// Floats to a multiple of which a row of activations is rounded up: 16 bytes.
+pub const ROW_ALIGN: usize = 8;
 
 /// A GPU with its kernels.
 pub struct Cuda {
@@ -40,6 +53,14 @@ impl Cuda {
                     .into(),
             ));
         }
+        let version = driver::driver_version()?;
+        if version < OLDEST_DRIVER {
+            return Err(Error::Device(format!(
+                "cuda: the driver is for CUDA {}.{}, the kernels need {}.{}: install a driver of 525 or later, or use \
+                 --device cpu",
+                version.0, version.1, OLDEST_DRIVER.0, OLDEST_DRIVER.1
+            )));
+        }
         let device = Device::open(ordinal)?;
         let (major, minor) = device.compute_capability();
         if major < 8 {
@@ -54,6 +75,14 @@ impl Cuda {
 
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// What of the kernels runs on this GPU, in words.
+    pub fn code(&self) -> String {
+        match kernels::KERNELS.first().and_then(|k| k.cubin(self.device.compute_capability())) {
+            Some(cubin) => format!("machine code for sm_{}", cubin.arch),
+            None => "PTX for compute_80, compiled by the driver".to_string(),
+        }
     }
 
     /// A kernel by file and entry name, loaded at its first use.

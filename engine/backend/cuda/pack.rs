@@ -26,12 +26,24 @@ pub fn panel_bytes(k: usize) -> usize {
 }
 
 /// Packs panel `panel` of a matrix `[n, ..]` (trailing dimensions are columns) into `out`, `panel_bytes(k)` long;
-/// elements are rounded (to nearest, ties to even) to `dtype`.
+/// elements are rounded (to nearest, ties to even) to `dtype`. Several matrices are one, each below the one before.
 ///
 /// Errors name the tensor: a finite value that f16 cannot hold, a type that is no float, sizes that do not fit.
-pub fn pack_panel(name: &str, tensor: &HostTensor, dtype: DType, panel: usize, out: &mut [u8]) -> Result<()> {
-    let source = Source::new(name, tensor)?;
-    pack_rows(name, source.k, dtype, panel, out, |row, to| source.read(row, dtype, to))
+pub fn pack_panel(name: &str, tensors: &[&HostTensor], dtype: DType, panel: usize, out: &mut [u8]) -> Result<()> {
+    let sources: Vec<Source> = tensors.iter().map(|t| Source::new(name, t)).collect::<Result<_>>()?;
+    let k = sources.first().map_or(0, |s| s.k);
+    if sources.iter().any(|s| s.k != k) {
+        return Err(Error::Internal(format!("{name}: matrices of different widths, {tensors:?}")));
+    }
+    pack_rows(name, k, dtype, panel, out, |mut row, to| {
+        for source in &sources {
+            if row < source.n {
+                return source.read(row, dtype, to);
+            }
+            row -= source.n;
+        }
+        Ok(false)
+    })
 }
 
 /// As [`pack_panel`], of gate and up of a feed-forward layer as one matrix of `2 n` rows: gate of feature i is row 2i,
@@ -56,7 +68,7 @@ pub fn pack_matrix(name: &str, tensor: &HostTensor, dtype: DType) -> Result<Vec<
     let source = Source::new(name, tensor)?;
     let mut out = vec![0; source.n.div_ceil(PANEL_ROWS) * panel_bytes(source.k)];
     let panels = out.par_chunks_exact_mut(panel_bytes(source.k)).enumerate();
-    panels.map(|(i, out)| pack_panel(name, tensor, dtype, i, out)).collect::<Result<()>>()?;
+    panels.map(|(i, out)| pack_panel(name, &[tensor], dtype, i, out)).collect::<Result<()>>()?;
     Ok(out)
 }
 
@@ -217,6 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn several_matrices_are_one() {
+        let k = 20;
+        let parts = [numbered(37, k), numbered(5, k), numbered(40, k)];
+        let refs: Vec<&HostTensor> = parts.iter().collect();
+        let mut packed = vec![0; 2 * panel_bytes(k)];
+        for (i, out) in packed.chunks_exact_mut(panel_bytes(k)).enumerate() {
+            pack_panel("qkv", &refs, DType::Bf16, i, out).unwrap();
+        }
+        let rows: Vec<f32> = parts.iter().flat_map(|p| p.to_f32().unwrap().into_owned()).collect();
+        for (i, want) in rows.iter().enumerate() {
+            assert_eq!(element(&packed, k, i / k, i % k), *want, "{i}");
+        }
+        assert_eq!(element(&packed, k, 82, 0), 0.0);
+        assert!(pack_panel("qkv", &[&parts[0], &numbered(3, 21)], DType::Bf16, 0, &mut packed[..64]).is_err());
+    }
+
+    #[test]
     fn gate_and_up_take_turns() {
         let (n, k) = (37, 20);
         let (gate, up) = (numbered(n, k), HostTensor::from_f32(vec![n, k], &vec![-2.0; n * k]));
@@ -249,7 +278,7 @@ mod tests {
         assert!(pack_matrix("w", &large, DType::F32).is_err());
         assert!(pack_matrix("w", &HostTensor::from_i32(vec![1, 1], &[1]), DType::Bf16).is_err());
         assert!(pack_matrix("w", &HostTensor::from_f32(vec![0, 4], &[]), DType::Bf16).is_err());
-        assert!(pack_panel("w", &large, DType::Bf16, 0, &mut [0; 8]).is_err());
+        assert!(pack_panel("w", &[&large], DType::Bf16, 0, &mut [0; 8]).is_err());
         // A convolution's weight is a matrix of its trailing dimensions.
         let conv = HostTensor::from_f32(vec![2, 3, 2, 2], &(0..24).map(|i| i as f32).collect::<Vec<_>>());
         assert_eq!(element(&pack_matrix("w", &conv, DType::Bf16).unwrap(), 12, 1, 11), 23.0);

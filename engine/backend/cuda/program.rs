@@ -1,0 +1,227 @@
+//! A plan on the GPU: launches prepared once for every bucket, put into the stream every step.
+//!
+//! In: a plan, weights, states; sizes and arrays of a step. Out: rows of results. Owns: the arena, the blocks through
+//! which a step's arrays and results travel, prepared launches, recorded graphs. A step is one copy to the GPU, the
+//! launches of the smallest bucket that holds it, one copy back; nothing is allocated and nobody waits in between.
+//! Not here: which kernel an operation takes (`lower.rs`).
+
+use std::sync::Arc;
+
+use super::backend::Shared;
+use super::driver::{CapturedGraph, DeviceBuffer, PinnedBuffer};
+use super::lower::Lowering;
+use super::scratch::Scratch;
+use super::staging::{Staging, StagingLayout, widen};
+use super::upload::Weights;
+use super::{Launch, lower};
+use crate::backend::{Bucket, Input, Probe, Program};
+use crate::graph::{Kind, NodeId, Plan, Sizes, Sym};
+use crate::tensor::HostTensor;
+use crate::{Error, Result};
+
+/// A compiled plan.
+pub struct CudaProgram {
+    shared: Arc<Shared>,
+    plan: Plan,
+    buckets: Vec<Prepared>,
+    staging: Staging,
+    arena: DeviceBuffer,
+    results: PinnedBuffer,
+    /// Sizes of the last run.
+    sizes: Sizes,
+    /// Read by the launches, which hold addresses only.
+    _scratch: Scratch,
+    _weights: Weights,
+    _states: Vec<Arc<DeviceBuffer>>,
+}
+
+/// What a bucket's runs are made of.
+struct Prepared {
+    bucket: Bucket,
+    place: StagingLayout,
+    /// In the order of the nodes that they belong to.
+    launches: Vec<(NodeId, Launch)>,
+    recorded: Option<CapturedGraph>,
+}
+
+impl CudaProgram {
+    /// Allocates, uploads, prepares and records. Errors: out of memory, an operation that no kernel takes, the driver's.
+    pub fn new(
+        shared: Arc<Shared>,
+        plan: Plan,
+        buckets: &[Bucket],
+        tensors: &[HostTensor],
+        states: Vec<Arc<DeviceBuffer>>,
+    ) -> Result<CudaProgram> {
+        let device = shared.cuda.device();
+        let name = &plan.graph.name;
+        // Everything is allocated before anything is uploaded: what does not fit is known in no time.
+        let places: Vec<StagingLayout> =
+            buckets.iter().map(|b| StagingLayout::new(&plan.graph, &b.sizes, &plan.layout)).collect();
+        let staging = Staging::new(&shared.stream, name, places.iter().map(StagingLayout::bytes).max().unwrap_or(0))?;
+        let arena = device.alloc(&format!("values of the {name}"), plan.arena_bytes)?;
+        let results_bytes = plan.graph.outputs.iter().map(|o| plan.graph.node(*o).ty.shape.elements(&plan.bucket) * 4);
+        let results = PinnedBuffer::new(device, &format!("results of the {name}"), results_bytes.max().unwrap_or(0))?;
+        let scratch = Scratch::new(&shared, &plan, buckets)?;
+        let weights = Weights::alloc(device, &plan.graph)?;
+        weights.fill(&plan.graph, tensors, shared.dtype)?;
+
+        let mut prepared = Vec::with_capacity(buckets.len());
+        for (bucket, place) in buckets.iter().zip(places) {
+            let lowering = Lowering {
+                shared: &shared,
+                plan: &plan,
+                bucket,
+                place: &place,
+                arena: &arena,
+                staging: &staging,
+                scratch: &scratch,
+                weights: &weights,
+                states: &states,
+            };
+            let launches = lowering.launches()?;
+            prepared.push(Prepared { bucket: *bucket, place, launches, recorded: None });
+        }
+        let mut program = CudaProgram {
+            sizes: Sizes::default(),
+            buckets: prepared,
+            staging,
+            arena,
+            results,
+            _scratch: scratch,
+            _weights: weights,
+            _states: states,
+            plan,
+            shared,
+        };
+        program.record()?;
+        Ok(program)
+    }
+
+    /// Records decode buckets, the largest first: what they share is then as large as it gets.
+    fn record(&mut self) -> Result<()> {
+        if !self.shared.capture {
+            return Ok(());
+        }
+        let decode: Vec<usize> = (0..self.buckets.len()).filter(|i| self.buckets[*i].bucket.decode).collect();
+        for i in decode.into_iter().rev() {
+            // A step of no tokens loads every kernel: while a stream records, the driver can load nothing.
+            self.send_nothing(i)?;
+            let stream = &self.shared.stream;
+            let prepared = &mut self.buckets[i];
+            let enqueue = || prepared.launches.iter().try_for_each(|(_, launch)| launch.enqueue(stream));
+            enqueue()?;
+            stream.synchronize()?;
+            prepared.recorded = Some(CapturedGraph::capture(stream, enqueue)?);
+        }
+        Ok(())
+    }
+
+    /// Arrays of a step without tokens, for bucket `i`.
+    fn send_nothing(&mut self, i: usize) -> Result<()> {
+        let graph = &self.plan.graph;
+        let sizes = self.buckets[i].bucket.sizes;
+        let none = [Sym::Tokens, Sym::Seqs, Sym::LogitRows, Sym::Patches, Sym::Images, Sym::ContextRows]
+            .into_iter()
+            .fold(sizes, |s, sym| s.with(sym, 0));
+        let zeros = vec![0i32; graph.inputs().map(|(_, n)| n.ty.shape.elements(&none)).max().unwrap_or(0)];
+        let inputs: Vec<Input> = graph
+            .inputs()
+            .map(|(_, n)| match n.ty.kind {
+                Kind::Int => Input::Int(&zeros[..n.ty.shape.elements(&none)]),
+                Kind::Float => Input::Float(&[]),
+            })
+            .collect();
+        let Shared { stream, dtype, .. } = &*self.shared;
+        self.staging.send(&self.plan, &self.buckets[i].place, *dtype, &none, &inputs, stream)
+    }
+
+    /// The smallest bucket that holds a run. Steps of one token a sequence have buckets of their own.
+    fn bucket_for(&self, sizes: &Sizes) -> Result<usize> {
+        let decode = sizes.get(Sym::Tokens) == sizes.get(Sym::Seqs);
+        let symbols =
+            [Sym::Tokens, Sym::Seqs, Sym::LogitRows, Sym::Patches, Sym::Images, Sym::ContextRows, Sym::Blocks];
+        let fits = |b: &Bucket| (decode || !b.decode) && symbols.iter().all(|s| sizes.get(*s) <= b.sizes.get(*s));
+        self.buckets.iter().position(|p| fits(&p.bucket)).ok_or_else(|| {
+            Error::Internal(format!(
+                "{}: a run of {sizes:?} is larger than {:?}",
+                self.plan.graph.name, self.plan.bucket
+            ))
+        })
+    }
+
+    /// Runs launch by launch and shows every value.
+    fn run_probed(&mut self, bucket: usize, sizes: &Sizes, probe: &mut Probe) -> Result<()> {
+        let Shared { stream, dtype, .. } = &*self.shared;
+        let Plan { graph, layout, .. } = &self.plan;
+        let mut launches = self.buckets[bucket].launches.iter().peekable();
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let id = NodeId(i as u32);
+            while let Some((_, launch)) = launches.next_if(|(of, _)| *of == id) {
+                launch.enqueue(stream)?;
+                stream.synchronize().map_err(|e| lower::at(node, e))?;
+            }
+            let Some(place) = self.plan.place(id) else { continue };
+            let shape = node.ty.shape.eval(sizes);
+            values.clear();
+            let size = node.ty.shape.elements(sizes);
+            if graph.outputs.contains(&id) {
+                bytes.resize(size * 4, 0);
+                self.arena.slice(place.offset, bytes.len())?.copy_to_host(stream, &mut bytes)?;
+                values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)));
+            } else {
+                let cols = shape.last().copied().unwrap_or(1).max(1);
+                let stride = layout.stride(cols);
+                bytes.resize(size / cols * stride * dtype.size(), 0);
+                self.arena.slice(place.offset, bytes.len())?.copy_to_host(stream, &mut bytes)?;
+                widen(*dtype, &bytes, cols, stride, &mut values);
+            }
+            probe(node, &shape, &mut values)?;
+        }
+        Ok(())
+    }
+}
+
+impl Program for CudaProgram {
+    fn run(&mut self, sizes: &Sizes, inputs: &[Input], probe: Option<&mut Probe>) -> Result<()> {
+        let bucket = self.bucket_for(sizes)?;
+        self.sizes = *sizes;
+        let Shared { stream, dtype, .. } = &*self.shared;
+        let place = &self.buckets[bucket].place;
+        self.staging.send(&self.plan, place, *dtype, sizes, inputs, stream)?;
+        if let Some(probe) = probe {
+            return self.run_probed(bucket, sizes, probe);
+        }
+        let Prepared { launches, recorded, .. } = &mut self.buckets[bucket];
+        match recorded {
+            Some(graph) => graph.launch(stream),
+            None => launches.iter().try_for_each(|(_, launch)| launch.enqueue(stream)),
+        }
+    }
+
+    fn read(&mut self, index: usize, into: &mut Vec<f32>) -> Result<()> {
+        let graph = &self.plan.graph;
+        let output = graph.outputs.get(index).copied();
+        let place = output.and_then(|id| Some((id, self.plan.place(id)?)));
+        let (id, place) = place.ok_or_else(|| Error::Internal(format!("{}: no output {index}", graph.name)))?;
+        let bytes = graph.node(id).ty.shape.elements(&self.sizes) * 4;
+        into.clear();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let stream = &self.shared.stream;
+        // SAFETY: the stream is waited for before the bytes are read.
+        unsafe { self.results.copy_from_device(&self.arena.slice(place.offset, bytes)?, stream)? };
+        stream.synchronize()?;
+        into.extend(self.results.as_slice()[..bytes].as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)));
+        Ok(())
+    }
+}
+
+impl Drop for CudaProgram {
+    /// Memory that the GPU copies from or to must outlive the copies, also after an error.
+    fn drop(&mut self) {
+        let _ = self.shared.stream.synchronize();
+    }
+}

@@ -1,0 +1,225 @@
+//! The golden cases on a GPU against the CPU, in bf16 and f16: alone and batched, step by step and recorded. On a
+//! machine without a GPU: `tools/softgpu/run.sh cargo test --release --workspace --test cuda_golden`. Without a driver
+//! or without kernels the tests check that this is said.
+//!
+//! The CPU, which is exact (tests/golden.rs), computes in f32 from the same rounded weights. Activations rounded to 16
+//! bits move a log-probability by up to `Limits::logprob`, so a token may differ where the CPU's best two are nearer
+//! than twice that; from there on the two read different histories.
+
+mod cuda_support;
+mod golden_support;
+
+use engine::backend::{Backend, Bucket, DeviceInfo, Needs, Program, WeightHandle};
+use engine::graph::fuse::Fusion;
+use engine::graph::{Graph, Layout, Node, Op, Plan};
+use engine::inspect::backends::BackendComparison;
+use engine::run::engine::{Device, Engine, EngineOptions};
+use engine::run::request::Answer;
+use engine::tensor::{DType, HostTensor};
+use golden_support::{cases, models_of, options, request, text};
+use serde_json::Value;
+
+/// Largest difference of a log-probability among the five best, while both read the same tokens.
+fn limit(dtype: DType) -> f32 {
+    if dtype == DType::F16 { 0.04 } else { 0.3 }
+}
+
+fn on_gpu(model: &str, dtype: DType) -> EngineOptions {
+    EngineOptions { device: Device::Cuda(0), dtype: Some(dtype), ..options(model) }
+}
+
+fn answers(engine: &Engine, cases: &[&Value], together: bool) -> Vec<Answer> {
+    if together {
+        let handles: Vec<_> = cases.iter().map(|c| engine.submit(&request(c)).unwrap()).collect();
+        return handles.into_iter().map(|h| h.answer().unwrap()).collect();
+    }
+    cases.iter().map(|c| engine.submit(&request(c)).unwrap().answer().unwrap()).collect()
+}
+
+/// Bits of every log-probability of every answer.
+fn bits(answers: &[Answer]) -> Vec<Vec<(u32, u32)>> {
+    let tops = |a: &Answer| a.logprobs.iter().flat_map(|l| l.top.iter().map(|t| (t.0, t.1.to_bits()))).collect();
+    answers.iter().map(tops).collect()
+}
+
+/// Counts over many answers.
+#[derive(Default)]
+struct Agreement {
+    equal: usize,
+    steps: usize,
+    worst: f32,
+}
+
+impl Agreement {
+    /// Compares step by step, up to a near tie that fell the other way.
+    fn add(&mut self, name: &str, got: &Answer, want: &Answer, limit: f32) {
+        assert_eq!(got.prompt_token_ids, want.prompt_token_ids, "{name}");
+        self.steps += want.token_ids.len();
+        for (i, (g, w)) in got.logprobs.iter().zip(&want.logprobs).enumerate() {
+            for (id, want) in &w.top {
+                if let Some((_, got)) = g.top.iter().find(|t| t.0 == *id) {
+                    self.worst = self.worst.max((got - want).abs());
+                    assert!((got - want).abs() <= limit, "{name}: step {i}, token {id}: {got}, expected {want}");
+                }
+            }
+            if g.token_id != w.token_id {
+                let margin = w.top[0].1 - w.top[1].1;
+                assert!(margin <= 2.0 * limit, "{name}: step {i}: {} for {}, margin {margin}", g.token_id, w.token_id);
+                return;
+            }
+            self.equal += 1;
+        }
+        assert_eq!(got.token_ids, want.token_ids, "{name}");
+        assert_eq!(got.text, want.text, "{name}");
+    }
+}
+
+/// Every case in `dtype`: alone, together, together again without recorded steps.
+fn check(dtype: DType) {
+    if cuda_support::open().is_none() {
+        return;
+    }
+    let all = cases("cases.json");
+    let mut agreement = Agreement::default();
+    for model in models_of(&all) {
+        let cases: Vec<&Value> = all.iter().filter(|c| c["model"] == *model).collect();
+        let cpu = Engine::open(EngineOptions { dtype: Some(dtype), ..options(&model) }).unwrap();
+        let want = answers(&cpu, &cases, true);
+        let recorded = Engine::open(on_gpu(&model, dtype)).unwrap();
+        let eager = Engine::open(EngineOptions { enforce_eager: true, ..on_gpu(&model, dtype) }).unwrap();
+        let start = std::time::Instant::now();
+        let alone = answers(&recorded, &cases, false);
+        println!("{model} {dtype:?}: alone {:.1} s", start.elapsed().as_secs_f64());
+        let start = std::time::Instant::now();
+        let together = answers(&recorded, &cases, true);
+        println!("{model} {dtype:?}: together {:.1} s", start.elapsed().as_secs_f64());
+        for (answers, how) in [(&alone, "alone"), (&together, "together")] {
+            for ((case, got), want) in cases.iter().zip(answers).zip(&want) {
+                agreement.add(&format!("{} {dtype:?} {how}", text(case, "name")), got, want, limit(dtype));
+            }
+        }
+        // The second round of the recorded engine found prefixes and images of the first; this one must too.
+        let start = std::time::Instant::now();
+        assert_eq!(bits(&answers(&eager, &cases, false)), bits(&alone), "{model}: recorded and eager steps, alone");
+        assert_eq!(bits(&answers(&eager, &cases, true)), bits(&together), "{model}: recorded and eager steps");
+        println!("{model} {dtype:?}: eager {:.1} s", start.elapsed().as_secs_f64());
+    }
+    let Agreement { equal, steps, worst } = agreement;
+    println!("{dtype:?}: {equal} of {steps} tokens before a near tie; log-probabilities differ by at most {worst:.4}");
+    // Rounding flips near ties; a wrong kernel flips nearly everything.
+    let least = if dtype == DType::F16 { 95 } else { 65 };
+    assert!(equal * 100 >= steps * least, "{equal} of {steps}");
+}
+
+#[test]
+fn every_case_agrees_with_the_cpu_in_bf16() {
+    check(DType::Bf16);
+}
+
+#[test]
+fn every_case_agrees_with_the_cpu_in_f16() {
+    check(DType::F16);
+}
+
+/// A device that has one operation wrong.
+struct Planted {
+    inner: Box<dyn Backend>,
+    node: &'static str,
+}
+
+impl Backend for Planted {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
+        self.inner.supports(graph, node)
+    }
+
+    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
+        self.inner.upload(name, tensor, matrix)
+    }
+
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+
+    fn fusion(&self) -> Fusion {
+        self.inner.fusion()
+    }
+
+    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
+        self.inner.needs(plan, buckets)
+    }
+
+    fn compile(
+        &mut self,
+        mut plan: Plan,
+        buckets: &[Bucket],
+        weights: &[WeightHandle],
+    ) -> engine::Result<Box<dyn Program>> {
+        for node in plan.graph.nodes.iter_mut().filter(|n| n.name == self.node) {
+            match &mut node.op {
+                Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => *eps = 0.3,
+                Op::Attention(heads) | Op::PagedAttention { heads, .. } | Op::SelfAttention { heads, .. } => {
+                    heads.scale *= 1.3
+                }
+                other => panic!("nothing to break in {}", other.name()),
+            }
+        }
+        self.inner.compile(plan, buckets, weights)
+    }
+}
+
+/// Runs one case through a comparison with the CPU; `node` is wrong on the device.
+fn compare(device: Device, node: Option<&'static str>) -> BackendComparison {
+    let comparison = BackendComparison::default();
+    let inner = comparison.clone();
+    let options = EngineOptions {
+        device,
+        wrap: Some(Box::new(move |backend| {
+            inner.wrap(match node {
+                Some(node) => Box::new(Planted { inner: backend, node }),
+                None => backend,
+            })
+        })),
+        ..options("idefics2-tiny-nosplit")
+    };
+    let engine = Engine::open(options).unwrap();
+    let case = cases("cases.json").into_iter().find(|c| text(c, "name") == "nosplit_landscape").unwrap();
+    let mut request = request(&case);
+    request.sampling.max_tokens = Some(3);
+    engine.submit(&request).unwrap().answer().unwrap();
+    comparison
+}
+
+const BROKEN: [&str; 3] = [
+    "model.vision_model.encoder.layers.1.layer_norm2",
+    "model.text_model.layers.2.self_attn.attention",
+    "model.connector.perceiver_resampler.layers.0.self_attn.attention",
+];
+
+/// The comparison itself, where there is no GPU: one CPU against another.
+#[test]
+fn a_planted_fault_is_named() {
+    let report = compare(Device::Cpu, None).report();
+    assert!(report.first.is_none() && report.rows.len() > 40, "{report}");
+    for node in BROKEN {
+        let report = compare(Device::Cpu, Some(node)).report();
+        assert_eq!(report.first.as_ref().map(|r| r.name.as_str()), Some(node), "{report}");
+    }
+}
+
+#[test]
+fn every_node_on_the_gpu_is_within_tolerance_and_a_planted_fault_is_named() {
+    if cuda_support::open().is_none() {
+        return;
+    }
+    let report = compare(Device::Cuda(0), None).report();
+    assert!(report.first.is_none() && report.rows.len() > 40, "{report}");
+    for node in BROKEN {
+        let report = compare(Device::Cuda(0), Some(node)).report();
+        assert_eq!(report.first.as_ref().map(|r| r.name.as_str()), Some(node), "{report}");
+        assert!(report.to_string().contains("cuda:0 against cpu: first difference: "), "{report}");
+    }
+}
