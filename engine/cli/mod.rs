@@ -5,6 +5,7 @@
 pub mod args;
 pub mod caption;
 pub mod chat;
+pub mod doctor;
 pub mod inspect;
 pub mod logging;
 pub mod output;
@@ -36,6 +37,8 @@ enum Command {
     Caption(Box<caption::CaptionArgs>),
     /// Show what a checkpoint holds and what fits
     Inspect(inspect::InspectArgs),
+    /// Show what this machine offers and what would run where
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What a command ends with.
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::chat(*args),
         Command::Caption(args) => caption::caption(*args),
         Command::Inspect(args) => inspect::inspect(args),
+        Command::Doctor(args) => doctor::doctor(args),
     };
     outcome.unwrap_or_else(|e| {
         output::message(format_args!("error: {e}"));
