@@ -66,7 +66,7 @@ fn other_settings_keep_captions_and_say_so() {
     folder.ok(&["."]);
     let before = folder.text("captions.jsonl");
     let said = folder.ok(&[".", "--prompt", "Something else?"]);
-    assert!(said.contains("skipped: 2 have a caption made otherwise"), "{said}");
+    assert!(said.contains("skipped, with a caption made otherwise: 2"), "{said}");
     assert_eq!(folder.text("captions.jsonl"), before);
     folder.ok(&[".", "--prompt", "Something else?", "--existing", "overwrite"]);
     assert_eq!(folder.captions("captions.jsonl").len(), 2);
@@ -81,7 +81,10 @@ fn sidecars_come_back_from_the_caption_file() {
     let before = (folder.contents("txt"), folder.text("captions.jsonl"));
     std::fs::remove_file(folder.at("a.txt")).unwrap();
     let said = folder.ok(&[".", "--sidecar", "txt"]);
-    assert!(said.contains("0 ok, 2 skipped") && said.contains("1 sidecars written from captions"), "{said}");
+    assert!(
+        said.contains("0 ok, 2 skipped") && said.contains("sidecars written from captions that were known: 1"),
+        "{said}"
+    );
     assert_eq!((folder.contents("txt"), folder.text("captions.jsonl")), before);
     // Another kind too.
     folder.ok(&[".", "--sidecar", "json"]);

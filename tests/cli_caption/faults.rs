@@ -102,7 +102,7 @@ fn files_that_are_none() {
     folder.write("no-extension", picture(0));
     let out = folder.caption(&["no-extension", "folder.png", "a.png", "a.png", "gone", "--out", "two.jsonl"]);
     assert!(out.stderr.contains("failed: gone: no such file"), "{out:?}");
-    assert!(out.stderr.contains("1 files named twice") && folder.captions("two.jsonl").len() == 2, "{out:?}");
+    assert!(out.stderr.contains("files named twice: 1") && folder.captions("two.jsonl").len() == 2, "{out:?}");
 }
 
 /// Pictures that vanish while the run is on.

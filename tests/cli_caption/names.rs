@@ -16,7 +16,7 @@ fn pictures_of_one_stem_have_sidecars_of_their_own() {
         let caption = folder.caption_of(name);
         assert_eq!(folder.text(sidecar).trim_end(), caption.split_whitespace().collect::<Vec<_>>().join(" "), "{name}");
     }
-    assert!(said.contains("2 sidecars named in full (a.png.txt), as another picture has the short name"), "{said}");
+    assert!(said.contains("sidecars named in full (a.png.txt), as another picture has the short name: 2"), "{said}");
     // The same whichever of them are named, and however.
     let other = Folder::new(&["a.jpg", "a.png", "a.png.jpg", "b.webp"]);
     other.ok(&["a.png", "--sidecar", "txt"]);

@@ -177,5 +177,5 @@ fn mistakes_are_told_before_the_model_is_loaded() {
     let nothing = Folder::new(&[]);
     nothing.write("notes.txt", "x");
     let said = nothing.ok(&["."]);
-    assert!(said.contains("0 files in ") && said.contains(" other files in the folders"), "{said}");
+    assert!(said.contains("0 files in ") && said.contains("other files in the folders: "), "{said}");
 }

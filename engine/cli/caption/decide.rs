@@ -57,7 +57,7 @@ impl Skip {
     pub fn name(self) -> &'static str {
         match self {
             Skip::Done => "captioned before",
-            Skip::HasCaption => "have a caption made otherwise",
+            Skip::HasCaption => "with a caption made otherwise",
         }
     }
 }

@@ -183,7 +183,7 @@ fn end(writer: &mut Writer, pipeline: &Pipeline, out: &Path, failed: Option<&Pat
             "sidecars named in full (a.png.txt), as another picture has the short name",
             writer.num_full_names,
         ),
-        ("empty", "captions are empty; --existing redo-empty makes them anew", writer.counts.empty),
+        ("empty", "empty captions (--existing redo-empty makes them anew)", writer.counts.empty),
         ("repeated", "files named twice", t.repeated.load(Relaxed)),
         ("ignored", "other files in the folders", t.ignored.load(Relaxed)),
         ("folders_left_out", "folders not entered, for want of --recursive", t.folders_left_out.load(Relaxed)),

@@ -264,13 +264,13 @@ impl Reporter {
             c.failed
         );
         for (skip, n) in &c.skipped {
-            let _ = write!(text, "\n  skipped: {n} {}", skip.name());
+            let _ = write!(text, "\n  skipped, {}: {n}", skip.name());
         }
         for (reason, n) in by_number(&c.reasons) {
-            let _ = write!(text, "\n  failed: {n} {}", paths::printable(reason));
+            let _ = write!(text, "\n  failed, {}: {n}", paths::printable(reason));
         }
         for (_, what, n) in more.iter().filter(|(.., n)| *n > 0) {
-            let _ = write!(text, "\n  {n} {what}");
+            let _ = write!(text, "\n  {what}: {n}");
         }
         if c.ok > 0 {
             let first = first_caption.map(|f| format!(", first caption after {}", time(f.as_secs_f64())));
