@@ -36,6 +36,7 @@ struct LinearArgs {
   const void* w;         // packed.cuh
   const void* scales;    // of int8: [packed rows] f32; of int4: [groups, packed rows] f16
   const void* offsets;   // of int4: [groups, packed rows] T, minus (base + zero point) (packed.cuh); null: zero is 8
+  const float* x_scales; // of int8 x: [rows]
   const float* bias;     // [n], or null
   const void* residual;  // [rows, n] T, or null; may be y
   void* y;               // [rows, n] T or f32
@@ -55,7 +56,7 @@ struct LinearArgs {
   SigmoidForm activation;
   int group;             // of int4: columns with one scale: 32, or a multiple of 64
 };
-static_assert(sizeof(LinearArgs) == 152, "size as in Rust");
+static_assert(sizeof(LinearArgs) == 160, "size as in Rust");
 
 __device__ __forceinline__ int live_rows(const LinearArgs& args) {
   return args.num_rows == nullptr ? args.rows : min(*args.num_rows, args.rows);
@@ -76,8 +77,9 @@ __device__ __forceinline__ bool arrive_last(unsigned* arrived, int blocks, bool*
 }
 
 // From a thread's four sums of a row, neighbouring packed columns of w from `column` on (column % 4 == 0), to y: four
-// features, or two where each is a gate and its up. kScaled: sums are of int8 weights, which have a scale a row.
-template <typename T, bool kScaled>
+// features, or two where each is a gate and its up. kScaled: sums are of int8 weights, which have a scale a
+// row; kScaledRows: of int8 activations too.
+template <typename T, bool kScaled, bool kScaledRows>
 struct Epilogue {
   float4 scale;
   float4 bias;  // the same for every row
@@ -106,6 +108,10 @@ struct Epilogue {
   __device__ __forceinline__ void store(const LinearArgs& args, int row, float4 v) const {
     if (count == 0) return;
     if constexpr (kScaled) v = make_float4(v.x * scale.x, v.y * scale.y, v.z * scale.z, v.w * scale.w);
+    if constexpr (kScaledRows) {
+      const float s = args.x_scales[row];
+      v = make_float4(v.x * s, v.y * s, v.z * s, v.w * s);
+    }
     v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
     if (args.flags & kGated) {
       const float first = activate(v.x, args.activation) * v.y, second = activate(v.z, args.activation) * v.w;

@@ -10,7 +10,7 @@
 // Grid    x: row tiles * column tiles, eight row tiles at a time so that weights are shared in L2; y: splits of k.
 //         Tiles from *num_rows on do nothing, so that a graph captured for a bucket serves every batch in it
 // Block   one warp a warp tile; name: gemm_<T>_<BM>x<BN>
-// Shared  stages of x and w, then the sums: max(4 * (BM + BN) * BK * 2, BM * BN * 4) bytes, dynamic
+// Shared  stages of x and w: stages * (BM + BN) * BK * 2 bytes, dynamic
 // Limits  every m, n, k >= 1 within 2^31 elements
 // Cost    2 m n k FLOPs; x is read once a column tile, w once a row tile (mostly from L2). Bound by tensor cores
 //         from m of about 150 (H100) on, by weights below
@@ -31,7 +31,8 @@ using namespace engine;
 #define GEMM_TILES(suffix, T)                    \
   GEMM(suffix, T, 32, 128, 64, 1, 4, 4, 2)       \
   GEMM(suffix, T, 64, 128, 64, 1, 4, 4, 2)       \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, 2)
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, 2)      \
+  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, 1)
 
 GEMM_TILES(bf16, __nv_bfloat16)
 GEMM_TILES(f16, __half)

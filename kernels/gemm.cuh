@@ -50,12 +50,13 @@ struct Loader {
   static constexpr int kCountW = Tl::kBytesW / 16 / Tl::kThreads;
   static_assert(Tl::BM % kRowsApart == 0, "x divides among the threads");
   static_assert(kRowsApart % 8 == 0, "one swizzle key a thread");
-  static_assert(Tl::kThreads % kStripChunks == 0 && kCountW % 2 == 0, "w divides into halves of whole strips");
+  static constexpr int kTilesApart = Tl::kThreads / kStripChunks * Tl::Format::kTiles;  // of w, between its chunks
+  static_assert(Tl::kThreads % kStripChunks == 0 && 4 % kTilesApart == 0, "chunks are apart by parts of 64 rows");
 
   const char* x;             // this thread's chunk of the next step, in the tile's first row
   uint32_t x_row[kCountX];   // bytes from there to this thread's rows
   const char* w;             // the next step of its first strip
-  uint32_t w_apart, w_half;  // bytes to its next strip, and to the second half of its strips
+  uint32_t w_apart[kCountW];  // bytes from there to its strips
   uint32_t x_shared, w_shared;
   int left;                  // columns of x from this chunk on
   const char* scales;        // of a group: this thread's chunk in the first group
@@ -76,19 +77,20 @@ struct Loader {
     w = static_cast<const char*>(args.w) +
         static_cast<size_t>(n_tile0 / Tl::Format::kTiles + tid / kStripChunks) * strip_bytes + step * kStripBytes +
         tid % kStripChunks * 16;
-    w_apart = Tl::kThreads / kStripChunks * strip_bytes;
-    // Packed rows are a multiple of 64: of the last 128 the second half may not be there; the first stands in for it.
-    const bool half = n_tile0 + Tl::BN / 16 > args.n_tiles;
-    w_half = half ? 0 : w_apart * (kCountW / 2);
+    // Packed rows are a multiple of 64: the tile's last ones may not be there; its first stand in for them.
+#pragma unroll
+    for (int i = 0; i < kCountW; ++i) {
+      w_apart[i] = i > 0 && n_tile0 + i * kTilesApart < args.n_tiles ? i * (Tl::kThreads / kStripChunks) * strip_bytes : 0;
+    }
     x_shared = shared + x_offset<Tl::BK>(row, chunk);
     w_shared = shared + Tl::kStages * Tl::kBytesX + tid * 16;
     if constexpr (Tl::Format::kGroups) {
       // One warp copies scales with its first half and offsets with its second, eight rows a chunk.
       constexpr int kRowChunks = Tl::BN / 8;
       const void* source = tid < kRowChunks ? args.scales : args.offsets;
-      const int chunk16 = half ? tid % (kRowChunks / 2) : tid % kRowChunks;
+      const int chunk_there = min(tid % kRowChunks, (args.n_tiles - n_tile0) * kTileN / 8 - 1);
       scales = tid < 2 * kRowChunks && source != nullptr
-                   ? static_cast<const char*>(source) + (n_tile0 * kTileN + chunk16 * 8) * 2
+                   ? static_cast<const char*>(source) + (n_tile0 * kTileN + chunk_there * 8) * 2
                    : nullptr;
       scales_shared = shared + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + tid / kRowChunks * 2 * Tl::kBytesGroup +
                       tid % kRowChunks * 16;
@@ -112,8 +114,7 @@ struct Loader {
     left -= Tl::BK;
 #pragma unroll
     for (int i = 0; i < kCountW; ++i) {
-      const uint32_t offset = i < kCountW / 2 ? w_apart * i : w_half + w_apart * (i - kCountW / 2);
-      cp_async_16(w_shared + stage * Tl::kBytesW + i * Tl::kThreads * 16, w + offset);
+      cp_async_16(w_shared + stage * Tl::kBytesW + i * Tl::kThreads * 16, w + w_apart[i]);
     }
     w += kStripBytes;
   }
@@ -278,8 +279,15 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
         F::operands(b, words[F::kTiles == 4 ? 0 : j], j, kk % F::kSteps, negative[j]);
 #pragma unroll
         for (int i = 0; i < Tl::kRowTiles; ++i) {
-          mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[i][j][0]), a[i], b[0], b[1]);
-          mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[i][j][4]), a[i], b[2], b[3]);
+          float(&first)[4] = *reinterpret_cast<float(*)[4]>(&sums[i][j][0]);
+          float(&second)[4] = *reinterpret_cast<float(*)[4]>(&sums[i][j][4]);
+          if constexpr (F::kIntegers) {
+            mma_m16n8k32_s8(first, a[i], b[0], b[1]);
+            mma_m16n8k32_s8(second, a[i], b[2], b[3]);
+          } else {
+            mma_m16n8k16<T>(first, a[i], b[0], b[1]);
+            mma_m16n8k16<T>(second, a[i], b[2], b[3]);
+          }
         }
       }
       if constexpr (F::kGroups) {
@@ -305,13 +313,15 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     stage = stage == Tl::kStages - 1 ? 0 : stage + 1;
   }
   cp_async_wait<0>();
-  if constexpr (F::kGroups) {
+  if constexpr (F::kGroups || F::kIntegers) {
 #pragma unroll
     for (int i = 0; i < Tl::kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < Tl::kColTiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sums[i][j][e] = totals[i][j][e];
+        for (int e = 0; e < 8; ++e) {
+          sums[i][j][e] = F::kGroups ? totals[i][j][e] : static_cast<float>(__float_as_int(sums[i][j][e]));
+        }
       }
     }
   }
@@ -320,12 +330,15 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     return;
   }
 
-  // Through shared memory, so that what follows is a short loop in which a lane keeps its columns and a warp's lanes
-  // are neighbours in memory. Each warp has its own part; 16-byte chunks of odd rows are swapped by halves of a line.
+  // Sixteen rows at a time through shared memory, so that what follows is a short loop in which a lane keeps its columns
+  // and a warp's lanes are neighbours in memory. Each warp has its own part; 16-byte chunks of odd rows are swapped by
+  // halves of a line.
   __syncthreads();
-  constexpr int kColumns = Tl::kColTiles * kTileN, kRows = Tl::kRowTiles * 16;
-  float4* own = reinterpret_cast<float4*>(shared) + warp * (kRows * kColumns / 4);
+  constexpr int kColumns = Tl::kColTiles * kTileN;
+  constexpr int kLanes = kColumns / 4;  // of a row
+  float4* own = reinterpret_cast<float4*>(shared) + warp * (16 * kLanes);
   const int g = lane / 4, t = lane % 4;
+  const Epilogue<T, F::kRowScales, F::kIntegers> epilogue(args, (n_tile0 + warp_tile) * kTileN + lane % kLanes * 4);
 #pragma unroll
   for (int i = 0; i < Tl::kRowTiles; ++i) {
 #pragma unroll
@@ -333,20 +346,17 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float* s = &sums[i][j][half * 2];
-        const int row = i * 16 + half * 8 + g, chunk = (j * 4 + t) ^ ((g & 1) * 4);
-        own[row * (kColumns / 4) + chunk] = make_float4(s[0], s[1], s[4], s[5]);
+        own[(half * 8 + g) * kLanes + ((j * 4 + t) ^ ((g & 1) * 4))] = make_float4(s[0], s[1], s[4], s[5]);
       }
     }
-  }
-  __syncwarp();
-  constexpr int kLanes = kColumns / 4;  // of a row
-  const int column = (n_tile0 + warp_tile) * kTileN + lane % kLanes * 4;
-  const Epilogue<T, F::kRowScales> epilogue(args, column);
-#pragma unroll 4
-  for (int r = lane / kLanes; r < kRows; r += kWarpThreads / kLanes) {
-    const float4 v = own[r * kLanes + ((lane % kLanes) ^ ((r & 1) * 4))];
-    const int row = row0 + warp_row + r;
-    if (row < rows) epilogue.store(args, row, v);
+    __syncwarp();
+#pragma unroll 1
+    for (int r = lane / kLanes; r < 16; r += kWarpThreads / kLanes) {
+      const float4 v = own[r * kLanes + ((lane % kLanes) ^ ((r & 1) * 4))];
+      const int row = row0 + warp_row + i * 16 + r;
+      if (row < rows) epilogue.store(args, row, v);
+    }
+    __syncwarp();
   }
 }
 

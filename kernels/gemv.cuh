@@ -229,7 +229,7 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
     }
   }
   if (index < count) {
-    const Epilogue<T, F::kRowScales> epilogue(args, tile0 * kTileN + index % kVectors * 4);
+    const Epilogue<T, F::kRowScales, false> epilogue(args, tile0 * kTileN + index % kVectors * 4);
     epilogue.store(args, index / kVectors, sum);
   }
 }

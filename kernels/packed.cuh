@@ -52,6 +52,17 @@ __device__ __forceinline__ uint32_t fma_pair<__half>(uint32_t a, uint32_t b, uin
   return d;
 }
 
+// d += a * b of integers, [16, 32] x [32, 8]; d holds the bits of int32.
+__device__ __forceinline__ void mma_m16n8k32_s8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  int s[4] = {__float_as_int(d[0]), __float_as_int(d[1]), __float_as_int(d[2]), __float_as_int(d[3])};
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] = __int_as_float(s[i]);
+}
+
 // A storage of weights: a block is kTiles tiles of 16 n and kSteps steps of 16 k. `operands` gives the B operands of
 // tile `j`, step `s` of a lane's words: b[0], b[1] of rows feature(g), b[2], b[3] of rows feature(g) + 2. `negative`
 // holds what the two rows' zero points are taken off with, as pairs.
@@ -59,17 +70,26 @@ template <typename T>
 struct Dense {
   using Element = T;
   static constexpr int kTiles = 1, kSteps = 1;
-  static constexpr bool kRowScales = false, kGroups = false;
+  static constexpr bool kRowScales = false, kGroups = false, kIntegers = false;
   static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int, int, const uint32_t (&)[2]) {
     b[0] = w.x, b[1] = w.y, b[2] = w.z, b[3] = w.w;
   }
+};
+
+// int8 of both weights and activations, as they are: T is of the result alone. A block of int8 weights is the B operands
+// of two m16n8k32 multiplies just as a tile of T is of two m16n8k16, so with columns counted in pairs of bytes the two
+// are one: rows of x are bytes, 16 columns at a time in the order of a weight's word, 2t, 2t + 8, 2t + 1, 2t + 9 for t
+// of 0 to 3 (quantize_rows.cu).
+template <typename T>
+struct Int8Pairs : Dense<T> {
+  static constexpr bool kRowScales = true, kIntegers = true;
 };
 
 template <typename T>
 struct Int8 {
   using Element = T;
   static constexpr int kTiles = 1, kSteps = 2;
-  static constexpr bool kRowScales = true, kGroups = false;
+  static constexpr bool kRowScales = true, kGroups = false, kIntegers = false;
   // Bytes 0 and 2 of a word as a pair.
   static __device__ __forceinline__ uint32_t pair(uint32_t w) {
     if constexpr (kIsBf16<T>) {
@@ -90,7 +110,7 @@ template <typename T>
 struct Int4 {
   using Element = T;
   static constexpr int kTiles = 4, kSteps = 1;
-  static constexpr bool kRowScales = false, kGroups = true;
+  static constexpr bool kRowScales = false, kGroups = true, kIntegers = false;
   // Nibbles are turned into base + nibble by taking them for low bits of a T; 1.0 for the multiply-add.
   static constexpr uint32_t kBase = kIsBf16<T> ? 0x43004300u : 0x64006400u;
   static constexpr uint32_t kOne = kIsBf16<T> ? 0x3f803f80u : 0x3c003c00u;

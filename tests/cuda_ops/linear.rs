@@ -63,8 +63,9 @@ fn cases() -> Vec<Case> {
         for (rows, n, k) in sizes {
             all.push(Layer::plain(dtype, rows, n, k).case("plain"));
         }
-        // More whole tiles than multiprocessors.
-        all.push(Layer { bias: true, ..Layer::plain(dtype, 1281, 1409, 72) }.case("large tiles"));
+        // About as many whole tiles as multiprocessors, of each of the two large kinds.
+        all.push(Layer { bias: true, ..Layer::plain(dtype, 767, 1700, 72) }.case("large tiles"));
+        all.push(Layer { bias: true, ..Layer::plain(dtype, 1270, 2490, 40) }.case("larger tiles"));
         // k split among blocks.
         for (rows, n, k) in [(3, 70, 3100), (20, 70, 1100), (70, 70, 1100)] {
             let layer = Layer { bias: true, residual: true, ..Layer::plain(dtype, rows, n, k) };

@@ -77,8 +77,8 @@ fn cases() -> Vec<Case> {
             add(kind, 3, 3, 70, 300, false);
             add(kind, 33, 33, 70, 300, false);
         }
-        // More whole tiles than multiprocessors.
-        add(Kind::Int8, 1281, 1281, 1409, 72, false);
+        // About as many whole tiles as multiprocessors.
+        add(Kind::Int8, 767, 767, 1700, 72, false);
     }
     all
 }

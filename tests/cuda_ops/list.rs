@@ -9,6 +9,7 @@ mod gated_linear;
 mod layernorm;
 mod linear;
 mod linear_quantized;
+mod linear_w8a8;
 mod pool;
 mod rmsnorm;
 mod rows;
@@ -22,6 +23,7 @@ pub const OPS: &[harness::Op] = &[
     linear::OP,
     gated_linear::OP,
     linear_quantized::OP,
+    linear_w8a8::OP,
     pool::OP,
     sampling::OP,
 ];

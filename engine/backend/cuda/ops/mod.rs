@@ -4,12 +4,15 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod gated_linear;
 pub mod kv_write;
 pub mod layernorm;
 pub mod linear;
+mod linear_choice;
 mod norm;
 pub mod paged_attention;
 pub mod pool;
+pub mod quantize_rows;
 pub mod rmsnorm;
 pub mod rope;
 mod row_grid;

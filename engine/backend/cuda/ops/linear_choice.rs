@@ -1,0 +1,211 @@
+//! Which kernel computes a linear layer of a size.
+//!
+//! In: rows of the bucket, the shape and storage of the weight, the GPU's multiprocessors. Out: kernel, splits of k, the
+//! memory that these need. Owns: the choice, nowhere else is one made. Not here: arguments of a launch (`linear.rs`).
+
+use crate::backend::cuda::pack;
+
+/// A storage of weights, as far as the choice of a kernel goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// f16 or bf16.
+    Dense,
+    Int8,
+    /// Weights and activations.
+    Int8Both,
+    Int4,
+}
+
+/// What [`Work`] must hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkBytes {
+    pub partial_bytes: usize,
+    pub arrived_bytes: usize,
+}
+
+/// Work memory of a layer of `columns` (of a gated one: gate's and up's) in a launch of `rows`; none where k is not split.
+pub fn work_bytes(rows: usize, columns: usize, k: usize, multiprocessors: usize) -> WorkBytes {
+    work_bytes_of(Storage::Dense, rows, columns, k, multiprocessors)
+}
+
+/// As [`work_bytes`], of weights in any storage.
+pub fn work_bytes_of(storage: Storage, rows: usize, columns: usize, k: usize, multiprocessors: usize) -> WorkBytes {
+    let columns = columns.next_multiple_of(pack::PANEL_ROWS);
+    choose(storage, rows, columns, k, multiprocessors).work(rows, columns)
+}
+
+/// A kernel, by what one block computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// gemm.cuh: a part `[rows, columns]` of y, with stages of `k` columns of x and w in shared memory.
+    Tile { rows: usize, columns: usize, k: usize, stages: usize, warps: usize },
+    /// gemv.cuh: all rows, and `16 tiles` columns of y; a warp's unit is `16 unit` columns of x.
+    Stream { tiles: usize, unit: usize },
+}
+
+const NARROW: Kernel = Kernel::Stream { tiles: 1, unit: 8 };
+const WIDE: Kernel = Kernel::Stream { tiles: 2, unit: 4 };
+const INT8: Kernel = Kernel::Stream { tiles: 2, unit: 8 };
+const INT4: Kernel = Kernel::Stream { tiles: 4, unit: 8 };
+const SMALL: Kernel = Kernel::Tile { rows: 32, columns: 128, k: 64, stages: 4, warps: 4 };
+const MIDDLE: Kernel = Kernel::Tile { rows: 64, columns: 128, k: 64, stages: 4, warps: 4 };
+const LARGE: Kernel = Kernel::Tile { rows: 128, columns: 128, k: 32, stages: 4, warps: 4 };
+const HUGE: Kernel = Kernel::Tile { rows: 128, columns: 256, k: 32, stages: 3, warps: 8 };
+// Columns of int8 are counted in pairs, and there may be as few as 64 of them.
+const SMALL_PAIRS: Kernel = Kernel::Tile { rows: 32, columns: 128, k: 32, stages: 4, warps: 4 };
+const MIDDLE_PAIRS: Kernel = Kernel::Tile { rows: 64, columns: 128, k: 32, stages: 4, warps: 4 };
+const STREAM_WARPS: usize = 8;
+
+impl Kernel {
+    /// File and entry.
+    pub(super) fn entry(self, storage: Storage, suffix: &str) -> (&'static str, String) {
+        let (file, size) = match (self, storage) {
+            (Kernel::Tile { rows, columns, .. }, Storage::Dense) => ("gemm", format!("{rows}x{columns}")),
+            (Kernel::Tile { rows, columns, .. }, Storage::Int8) => ("gemm_int8", format!("{rows}x{columns}")),
+            (Kernel::Tile { rows, columns, .. }, Storage::Int8Both) => ("gemm_w8a8", format!("{rows}x{columns}")),
+            (Kernel::Tile { rows, columns, .. }, Storage::Int4) => ("gemm_int4", format!("{rows}x{columns}")),
+            (Kernel::Stream { tiles, .. }, Storage::Dense) => ("gemv", format!("r{tiles}")),
+            (Kernel::Stream { tiles, .. }, Storage::Int8 | Storage::Int8Both) => ("gemv_int8", format!("r{tiles}")),
+            (Kernel::Stream { tiles, .. }, Storage::Int4) => ("gemv_int4", format!("r{tiles}")),
+        };
+        (file, format!("{file}_{suffix}_{size}"))
+    }
+
+    /// Without splits of k.
+    pub(super) fn blocks(self, rows: usize, columns: usize) -> usize {
+        match self {
+            Kernel::Tile { rows: r, columns: c, .. } => rows.div_ceil(r) * columns.div_ceil(c),
+            Kernel::Stream { tiles, .. } => columns.div_ceil(tiles * pack::TILE),
+        }
+    }
+
+    pub(super) fn threads(self) -> u32 {
+        match self {
+            Kernel::Tile { warps, .. } => 32 * warps as u32,
+            Kernel::Stream { .. } => 32 * STREAM_WARPS as u32,
+        }
+    }
+
+    pub(super) fn shared_bytes(self, storage: Storage, rows: usize) -> usize {
+        match self {
+            Kernel::Tile { rows, columns, k, stages, .. } => {
+                let weights = match storage {
+                    Storage::Dense | Storage::Int8Both => columns * k * 2,
+                    Storage::Int8 => columns * k,
+                    // With scales and zeros of two groups.
+                    Storage::Int4 => columns * k / 2 + columns * 8,
+                };
+                stages * (rows * k * 2 + weights)
+            }
+            Kernel::Stream { tiles, unit } => {
+                // Two units of x a warp, and of int4's scales and zeros; then the warps' sums.
+                let scales = if storage == Storage::Int4 { 2 * 4 * tiles * pack::TILE * 2 } else { 0 };
+                STREAM_WARPS * (2 * (rows * unit * 32 + scales)).max(rows * tiles * 64)
+            }
+        }
+    }
+
+    /// Elements of y that one block sums.
+    fn sums(self, rows: usize) -> usize {
+        match self {
+            Kernel::Tile { rows, columns, .. } => rows * columns,
+            Kernel::Stream { tiles, .. } => rows * tiles * pack::TILE,
+        }
+    }
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) kernel: Kernel,
+    /// Parts of k, each a block's.
+    pub(super) splits: usize,
+}
+
+impl Choice {
+    pub(super) fn work(self, rows: usize, columns: usize) -> WorkBytes {
+        if self.splits == 1 {
+            return WorkBytes::default();
+        }
+        let blocks = self.kernel.blocks(rows, columns);
+        WorkBytes { partial_bytes: self.splits * blocks * self.kernel.sums(rows) * 4, arrived_bytes: blocks * 4 }
+    }
+}
+
+/// The kernel for `rows` of `[columns, k]`, columns a multiple of 64. The only place that knows which is best for what.
+pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, multiprocessors: usize) -> Choice {
+    // Rows that the kernels with streams of weights take.
+    let stream_rows = match storage {
+        Storage::Dense | Storage::Int8 => 16,
+        Storage::Int4 => 8,
+        Storage::Int8Both => 0,
+    };
+    if rows <= stream_rows {
+        let kernel = match storage {
+            Storage::Int8 | Storage::Int8Both => INT8,
+            Storage::Int4 => INT4,
+            // Every block reads all of x: wide ones where there are enough to fill the GPU in several rounds.
+            Storage::Dense if WIDE.blocks(rows, columns) >= 4 * multiprocessors => WIDE,
+            Storage::Dense => NARROW,
+        };
+        // Fewer blocks than multiprocessors: two each, while every warp still has a unit.
+        let blocks = kernel.blocks(rows, columns);
+        let most = if blocks < multiprocessors { 2 * multiprocessors / blocks.max(1) } else { 1 };
+        return Choice { kernel, splits: most.min(k / 1024).max(1) };
+    }
+    // Rounds over the multiprocessors times the work of a tile, in which small tiles cost more: they copy more for a
+    // multiplication. Half a tile in every multiprocessor is better than a whole one in half of them.
+    let cost = |kernel: Kernel, percent: usize| {
+        kernel.blocks(rows, columns).div_ceil(multiprocessors.max(1)) * kernel.sums(rows) * percent
+    };
+    let (small, middle) = if storage == Storage::Int8Both { (SMALL_PAIRS, MIDDLE_PAIRS) } else { (SMALL, MIDDLE) };
+    let kernel = match (rows, storage) {
+        (0..=32, _) => small,
+        // Sums of groups and totals of them leave no registers for larger tiles.
+        (33..=64, _) | (_, Storage::Int4) => middle,
+        _ => {
+            let all = [(HUGE, 100), (LARGE, 105), (middle, 120)];
+            let there = all.into_iter().filter(|(kernel, _)| *kernel != HUGE || storage != Storage::Int8);
+            there.min_by_key(|(kernel, percent)| cost(*kernel, *percent)).map_or(LARGE, |(kernel, _)| kernel)
+        }
+    };
+    // Up to one block a multiprocessor (two of the small tile, which takes half the shared memory), each with enough
+    // k to be worth the sum over parts: that costs 8 bytes an element of y and part, against 2 of w an element and k.
+    let slots = if kernel == small { 2 * multiprocessors } else { multiprocessors };
+    let splits = (slots / kernel.blocks(rows, columns).max(1)).min(k / 512).max(1);
+    Choice { kernel, splits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k_is_split_only_where_multiprocessors_would_be_idle() {
+        // Llama's o_proj, gate_up and kv projections on 132 multiprocessors.
+        assert_eq!(choose(Storage::Dense, 1, 4096, 4096, 132), Choice { kernel: NARROW, splits: 1 });
+        assert_eq!(choose(Storage::Dense, 16, 28672, 4096, 132), Choice { kernel: WIDE, splits: 1 });
+        let choice = choose(Storage::Dense, 1, 1024, 4096, 132);
+        assert_eq!(choice, Choice { kernel: NARROW, splits: 4 });
+        assert_eq!(choice.work(1, 1024), WorkBytes { partial_bytes: 4 * 1024 * 4, arrived_bytes: 64 * 4 });
+        let choice = choose(Storage::Dense, 17, 4096, 4096, 132);
+        assert_eq!(choice, Choice { kernel: SMALL, splits: 8 });
+        assert_eq!(choice.work(17, 4096), WorkBytes { partial_bytes: 8 * 32 * 32 * 128 * 4, arrived_bytes: 32 * 4 });
+        assert_eq!(choose(Storage::Dense, 1024, 4096, 4096, 132), Choice { kernel: HUGE, splits: 1 });
+        assert_eq!(choose(Storage::Int8, 1024, 4096, 4096, 132).kernel, LARGE);
+        assert_eq!(choose(Storage::Dense, 512, 4096, 4096, 132).kernel, LARGE);
+        assert_eq!(choose(Storage::Dense, 32, 28672, 4096, 132).splits, 1);
+        // Few columns, little k: nothing to split; and one multiprocessor never does.
+        assert_eq!(choose(Storage::Dense, 1, 64, 100, 132).splits, 1);
+        assert_eq!(choose(Storage::Dense, 4096, 14336, 4096, 1).splits, 1);
+        // 729 patches of SigLIP: 54 whole tiles would leave 78 of 132 idle.
+        assert_eq!(choose(Storage::Dense, 729, 1152, 1152, 132).kernel, MIDDLE);
+        assert_eq!(choose(Storage::Int8Both, 1, 4096, 4096, 132).kernel, SMALL_PAIRS);
+        assert_eq!(choose(Storage::Int4, 9, 4096, 4096, 132).kernel, SMALL);
+        assert_eq!(choose(Storage::Int4, 4096, 4096, 4096, 132).kernel, MIDDLE);
+        let choice = choose(Storage::Int8, 1, 4096, 4096, 132);
+        assert_eq!(choice, Choice { kernel: INT8, splits: 2 });
+        let choice = choose(Storage::Dense, 16, 1024, 4096, 132);
+        assert_eq!(work_bytes(16, 1000, 4096, 132), choice.work(16, 1024));
+    }
+}
