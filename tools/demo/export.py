@@ -87,7 +87,7 @@ def check(out):
         raise SystemExit(f"prompt ids differ from those of training:\n{prompt}\n{ids[:used].tolist()}")
     expected = reference(**inputs).logits[0].log_softmax(-1)
     row = [torch.from_numpy(a.astype(np.int64))[None, :used] for a in (ids, positions, groups)]
-    ours = model(inputs["pixel_values"][:, 0], *row, torch.from_numpy(targets)[None, :used]).log_softmax(-1)
+    ours = model(inputs["pixel_values"][:, 0], *row, torch.from_numpy(targets)[None, :used])[0].log_softmax(-1)
     rows = [t - 1 for t in range(used) if targets[t]]
     return (ours - expected[rows]).abs().max().item()
 

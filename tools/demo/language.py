@@ -8,12 +8,12 @@ import random
 
 from scenes import COLORS, SHAPES, Scene
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("no", "one", "two", "three", "four", "five")
 CAPTION_PROMPTS = ("Describe the picture.", "Describe the image.", "Describe this picture.", "Describe this image.",
                    "What is in this picture?", "What is in the picture?", "What is in this image?", "What is in the image?",
                    "What is this?", "What do you see?", "What does the picture show?", "Write a caption.",
                    "Caption this image.", "Write a short caption for this picture.")
-LEFT_MARGIN = 6.0  # two things closer than this along an axis are not compared along it
+LEFT_MARGIN = 8.0  # two things closer than this along an axis are not compared along it
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -42,7 +42,7 @@ def _relation(a, b):
 
 
 def caption(scene: Scene):
-    """One sentence that names everything. Pairs: the left or upper thing first; three and four: from left to right."""
+    """One sentence that names everything. Pairs: the left or upper thing first; three: from left to right."""
     items = scene.items
     if scene.text:
         head = f"The {'number' if scene.text.is_number else 'word'} {scene.text.value} in {scene.text.color}"
@@ -80,7 +80,7 @@ def _names(scene, item):
     if all((o.shape, o.color) != (item.shape, item.color) for o in others):
         out += [f"{item.color} {item.shape}"] * 2
     if all(o.color != item.color for o in others):
-        out.append(f"{item.color} {'shape' if item.x < 32 else 'object'}")
+        out.append(f"{item.color} shape")
     if all((o.shape, o.size) != (item.shape, item.size) for o in others):
         out.append(f"{item.size} {item.shape}")
     return out
@@ -235,8 +235,8 @@ def reading_question(rng, scene):
     return "reading", q, scene.text.value
 
 
-ASKERS = {"color": (color_question, 3), "shape": (shape_question, 2), "size": (size_question, 1), "count": (count_question, 3),
-          "exists": (exists_question, 2), "relation": (relation_question, 3), "position": (position_question, 1),
+ASKERS = {"color": (color_question, 4), "shape": (shape_question, 2), "size": (size_question, 1), "count": (count_question, 4),
+          "exists": (exists_question, 2), "relation": (relation_question, 6), "position": (position_question, 1),
           "reading": (reading_question, 5)}
 
 

@@ -27,32 +27,32 @@ def text(value, color, y, height, font):
 
 SAMPLES = {
     "circle-above-square": (
-        Scene([item("small red circle", 30, 15, 6), item("big blue square", 34, 44, 12)], None, ("plain", PAPER)),
+        Scene([item("small red circle", 30, 15, 6), item("big blue square", 34, 44, 12)], None, background=("plain", PAPER)),
         [("What color is the circle?", "red"), ("What is below the circle?", "a blue square"), ("How many shapes are there?", "2"),
          ("Is there a green shape?", "no")]),
     "green-triangle": (
-        Scene([item("big green triangle", 32, 33, 12)], None, ("plain", PAPER)),
+        Scene([item("big green triangle", 32, 33, 12)], None, background=("plain", PAPER)),
         [("What shape is this?", "triangle"), ("What color is the triangle?", "green")]),
     "three-shapes": (
-        Scene([item("big yellow star", 14, 20, 11), item("small red heart", 34, 46, 6.2), item("big purple ring", 49, 19, 11)],
-              None, ("gradient", NIGHT, (60, 70, 110), 0)),
+        Scene([item("big yellow star", 15, 20, 11), item("small red heart", 34, 46, 6.2), item("big purple ring", 49, 19, 11)],
+              None, background=("gradient", NIGHT, (60, 70, 110), 0)),
         [("How many shapes are there?", "3"), ("What shape is the red object?", "heart"), ("Is there a yellow star?", "yes"),
          ("What is the color of the ring?", "purple")]),
     "five-stars": (
-        Scene([item("small yellow star", x, y, 6) for x, y in ((10, 12), (30, 20), (52, 11), (18, 45), (44, 48))], None, ("plain", NIGHT)),
+        Scene([item("small yellow star", x, y, 6) for x, y in ((10, 12), (30, 20), (52, 11), (18, 45), (44, 48))], None, background=("plain", NIGHT)),
         [("How many stars are there?", "5"), ("What color are the stars?", "yellow")]),
-    "circles-and-squares": (
-        Scene([item("small red circle", x, y, 6) for x, y in ((11, 12), (32, 14), (53, 12))]
-              + [item("small blue square", x, y, 6) for x, y in ((20, 46), (45, 47))], None, ("plain", SAND)),
-        [("How many squares are there?", "2"), ("How many red objects are there?", "3")]),
+    "circles-and-square": (
+        Scene([item("small red circle", x, y, 6.2) for x, y in ((12, 14), (34, 20), (50, 10))]
+              + [item("small blue square", 26, 48, 6.2)], None, background=("plain", SAND)),
+        [("How many circles are there?", "3"), ("How many shapes are there?", "4")]),
     "cafe": (
-        Scene([], text("CAFE", "brown", 32, 22, "DejaVuSerif-Bold"), ("gradient", (255, 250, 235), (235, 205, 160), 0)),
-        [("What does it say?", "CAFE"), ("What color is the word?", "brown")]),
+        Scene([], text("CAFE", "red", 32, 22, "DejaVuSerif-Bold"), background=("gradient", (255, 250, 235), (235, 205, 160), 0)),
+        [("What does it say?", "CAFE"), ("What color is the word?", "red")]),
     "number": (
-        Scene([], text("427", "white", 33, 26, "LiberationSans-Bold"), ("plain", (30, 90, 60))),
-        [("What number is this?", "427")]),
+        Scene([], text("42", "white", 33, 26, "LiberationSans-Bold"), background=("plain", (30, 90, 60))),
+        [("What number is this?", "42")]),
     "heart-on-a-photograph": (
-        Scene([item("big red heart", 44, 44, 11.5)], None, ("photo", 0, (60, 0, 316, 256), 255, 0.35)),
+        Scene([item("big red heart", 44, 44, 11.5)], None, background=("photo", 0, (60, 0, 316, 256), 255, 0.5)),
         [("What color is the heart?", "red"), ("Where is the heart?", "bottom right")]),
 }
 

@@ -5,16 +5,21 @@ Owns: shapes of the built-in model, initialisation. Checked against transformers
 Not here: anything the trained checkpoint needs at inference; that is transformers' or the engine's business.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-VISION = dict(hidden_size=192, intermediate_size=640, num_hidden_layers=5, num_attention_heads=6, image_size=64, patch_size=8,
+VISION = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, image_size=64, patch_size=8,
               layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
-PERCEIVER = dict(resampler_n_latents=24, resampler_depth=2, resampler_n_heads=6, resampler_head_dim=32, num_key_value_heads=2,
-                 hidden_act="silu", hidden_size=192, rms_norm_eps=1e-5)
-TEXT = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
+PERCEIVER = dict(resampler_n_latents=36, resampler_depth=1, resampler_n_heads=6, resampler_head_dim=32, num_key_value_heads=3,
+                 hidden_act="silu", hidden_size=160, rms_norm_eps=1e-5)
+TEXT = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
             max_position_embeddings=2048, rms_norm_eps=1e-5, hidden_act="silu", rope_theta=10000.0)
+
+
+LATENT_SHARPNESS = 0.5  # a latent begins by looking at about four patches
 
 
 def _heads(x, n):
@@ -151,7 +156,7 @@ class Connector(nn.Module):
 
     def forward(self, context):
         """context: the projected patches [n, patches, hidden]."""
-        latents = self.perceiver_resampler.latents.to(context.dtype).expand(x.shape[0], -1, -1)
+        latents = self.perceiver_resampler.latents.to(context.dtype).expand(context.shape[0], -1, -1)
         for layer in self.perceiver_resampler.layers:
             latents = layer(latents, context)
         return self.perceiver_resampler.norm(latents)
@@ -181,27 +186,36 @@ class Text(nn.Module):
         self.register_buffer("inv_freq", c["rope_theta"] ** (-torch.arange(0, dim, 2) / dim), persistent=False)
 
 
-def sinusoids(side, size):
-    """Position vectors of a side x side grid, [side * side, size]: sines and cosines of row and column, of size 0.5 each."""
-    waves = 16.0 ** -(torch.arange(size // 4) / (size // 4))
-    angles = torch.arange(side)[:, None] * waves
-    axis = torch.cat([angles.sin(), angles.cos()], 1)
-    grid = torch.cat([axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)], -1)
-    return grid.reshape(side * side, size) * 0.7
+WAVES = 8.0 ** -(torch.arange(8) / 8) * 1.6  # radians a patch
+
+
+def sinusoids(rows, columns):
+    """Position vectors [n, 32] of points in units of patches: sines and cosines of row and column."""
+    angles = torch.cat([rows[:, None] * WAVES, columns[:, None] * WAVES], 1)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def grid_points(n, scale=1.0):
+    """Centres of an n x n grid, row by row: (rows, columns), each [n * n]."""
+    axis = (torch.arange(n) + 0.5) * scale
+    return axis.repeat_interleave(n), axis.repeat(n)
 
 
 class DemoModel(nn.Module):
-    """`things` and `colors` size the auxiliary heads, which name what covers each patch; they are for training only."""
+    """`patches`, `cells` and `nouns` size the auxiliary heads, which say what covers each patch, what is in each cell of the grid (a
+    latent each), and which cell a noun of the text means; they are for training only."""
 
-    def __init__(self, vocab_size, image_token, things=0, colors=0):
+    def __init__(self, vocab_size, image_token, patches=(), cells=(), nouns=()):
         super().__init__()
         self.model = nn.Module()
         self.model.vision_model = Vision(VISION)
         self.model.connector = Connector(VISION, PERCEIVER, TEXT)
         self.model.text_model = Text(TEXT, vocab_size)
         self.lm_head = linear(TEXT["hidden_size"], vocab_size)
-        if things:
-            self.aux = nn.ModuleDict({"things": linear(TEXT["hidden_size"], things, True), "colors": linear(TEXT["hidden_size"], colors, True)})
+        if patches:
+            self.aux = nn.ModuleDict({"patches": linear(TEXT["hidden_size"], sum(patches), True),
+                                      "cells": linear(TEXT["hidden_size"], sum(cells), True),
+                                      "nouns": linear(TEXT["hidden_size"], sum(nouns), True)})
         self.image_token = image_token
         self.initialise()
 
@@ -210,9 +224,9 @@ class DemoModel(nn.Module):
         """Every matrix normal with deviation 1/sqrt(fan in), the residual outputs smaller by depth; embeddings 0.5 (visible
         against the position and picture vectors); biases zero. transformers' flat 0.02 stays at the language prior for long.
 
-        Three choices make looking easier to learn: positions begin as two-dimensional sinusoids, so near patches are alike; keys of
-        the vision layers begin correlated with their queries, so patches look at what is like them and near them; the resampler's
-        queries begin large, so every latent picks a few patches instead of averaging all."""
+        Two choices make looking easier to learn: keys of the vision layers begin correlated with their queries, so patches look at
+        what is like them and near them; and every latent of the resampler begins by looking at its own cell of the picture (see
+        `tie_latents`), so routing need not be discovered."""
         for name, p in self.named_parameters():
             if "norm" in name:
                 continue
@@ -228,22 +242,52 @@ class DemoModel(nn.Module):
                     p.mul_(0.4)
         self.lm_head.weight.mul_(0.5)
         vision = self.model.vision_model
-        vision.embeddings.position_embedding.weight.copy_(sinusoids(VISION["image_size"] // VISION["patch_size"], VISION["hidden_size"]))
         for layer in vision.encoder.layers:
             layer.self_attn.k_proj.weight.mul_(0.8).add_(layer.self_attn.q_proj.weight, alpha=0.6)
-        for layer in self.model.connector.perceiver_resampler.layers:
-            layer.self_attn.q_proj.weight.mul_(2)
+        self.tie_latents()
+
+    @torch.no_grad()
+    def tie_latents(self):
+        """Positions live in channels of their own from the embedding to the keys of the resampler: the last 32 of the vision model, which
+        nothing else writes at first; 32 units of the gated projection whose gate is held open by a constant channel; the first 32 of
+        the context. A latent holds the position of its cell in the next 32, which its queries read."""
+        p, size = 32, VISION["hidden_size"]
+        side, grid = VISION["image_size"] // VISION["patch_size"], math.isqrt(PERCEIVER["resampler_n_latents"])
+        vision, projection = self.model.vision_model, self.model.connector.modality_projection
+        vision.embeddings.position_embedding.weight.zero_()[:, -p:] = sinusoids(*grid_points(side))
+        for weight in [vision.embeddings.patch_embedding.weight, *(w for layer in vision.encoder.layers
+                                                                   for w in (layer.self_attn.out_proj.weight, layer.mlp.fc2.weight))]:
+            weight[-p:] = 0
+        vision.post_layernorm.weight[0], vision.post_layernorm.bias[0] = 0, 3
+        projection.gate_proj.weight[:p] = 0
+        projection.gate_proj.weight[:p, 0] = 1
+        projection.up_proj.weight[:p] = 0
+        projection.up_proj.weight[:p, -p:] = torch.eye(p)
+        projection.down_proj.weight[:p] = 0
+        projection.down_proj.weight[:, :p] = 0
+        projection.down_proj.weight[:p, :p] = torch.eye(p) / 3
+        resampler = self.model.connector.perceiver_resampler
+        resampler.latents.mul_(0.3)[:, :p] = 0
+        resampler.latents[:, p:2 * p] = sinusoids(*grid_points(grid, side / grid))
+        for layer in resampler.layers:
+            attention = layer.self_attn
+            for weight, start, scale in ((attention.k_proj.weight, 0, 1.0), (attention.q_proj.weight, p, LATENT_SHARPNESS)):
+                weight.mul_(0.2)
+                weight[:, :2 * p] = 0
+                weight.view(-1, p, weight.shape[1])[:, :, start:start + p] = torch.eye(p) * scale
+            attention.o_proj.weight.mul_(2.5)
 
     def look(self, pictures):
         """The projected patches of pictures [n, 3, 64, 64]: [n, 64, hidden]."""
         return self.model.connector.modality_projection(self.model.vision_model(pictures))
 
     def forward(self, pictures, ids, positions, groups, targets):
-        """Logits [targets, vocab] in row-major order of `targets`, which mark tokens to be predicted by the token before.
+        """(logits [targets, vocab] in row-major order of `targets`, which mark tokens to be predicted by the token before; hidden states
+        [n, row, hidden] half way up).
 
-        pictures: [n, 3, 64, 64] in -1..1, or the result of `look`; ids, positions, groups, targets: [n, row]."""
+        pictures: [n, 3, 64, 64] in -1..1, or the latents of the connector; ids, positions, groups, targets: [n, row]."""
         text = self.model.text_model
-        picture = self.model.connector(pictures if pictures.ndim == 3 else self.look(pictures))
+        picture = pictures if pictures.ndim == 3 else self.model.connector(self.look(pictures))
         x = text.embed_tokens(ids).to(picture.dtype)
         first = int((ids[0] == self.image_token).nonzero()[0, 0])  # the prefix is the same in every row
         x = torch.cat([x[:, :first], picture, x[:, first + picture.shape[1]:]], 1)
@@ -259,7 +303,10 @@ class DemoModel(nn.Module):
         def rope(t):
             return t * cos + torch.cat([-t[..., half:], t[..., :half]], -1) * sin
 
-        for layer in text.layers[:-1]:
+        for layer in text.layers[:len(text.layers) // 2]:
+            x = layer(x, mask, rope)
+        half_way = x
+        for layer in text.layers[len(text.layers) // 2:-1]:
             x = layer(x, mask, rope)
         wanted = F.pad(targets[:, 1:], (0, 1))  # nothing behind the last layer's keys is needed elsewhere
-        return self.lm_head(text.norm(text.layers[-1](x, mask, rope, wanted)))
+        return self.lm_head(text.norm(text.layers[-1](x, mask, rope, wanted))), half_way

@@ -24,24 +24,21 @@ COLORS = {
     "orange": (245, 135, 20),
     "purple": (135, 50, 175),
     "pink": (245, 150, 195),
-    "brown": (120, 70, 30),
     "black": (15, 15, 15),
     "white": (248, 248, 248),
     "gray": (128, 128, 128),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring")
-SIZES = {"small": (4.8, 6.4), "big": (9.5, 12.0)}
+SIZES = {"small": (5.4, 6.8), "big": (10.0, 12.5)}
+MAX_GROUP = 5  # the most things in a picture
 WORDS = (
-    "CAT DOG SUN CAR BUS TREE FISH BIRD STAR MOON HELLO STOP OPEN EXIT SALE TAXI HOTEL CAFE BANK PARK "
-    "RED BLUE GREEN LOVE HOME FOOD MILK TEA CAKE BREAD FREE NEW HOT COLD YES NO GO UP DOWN LEFT "
-    "RIGHT WATER FIRE RAIN SNOW WIND TIME GAME PLAY MUSIC BOOK SHOP ZOO KING QUEEN JAZZ VIDEO EXTRA BOX LUNCH"
+    "CAT DOG SUN CAR BUS TREE FISH BIRD MOON HELLO STOP OPEN EXIT SALE TAXI HOTEL CAFE BANK PARK LOVE "
+    "HOME FOOD MILK TEA CAKE BREAD FREE NEW HOT COLD YES NO GO UP WATER FIRE SNOW TIME MUSIC ZOO"
 ).split()
 TRAIN_PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg",
                 "flower.jpg", "grass.png", "brick.png", "coins.png")
 EVAL_PHOTOS = ("chelsea.png", "china.jpg", "gravel.png")
-FONT_NAMES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold",
-              "DejaVuSans-Oblique", "LiberationSans-Regular", "LiberationSans-Bold", "LiberationSerif-Regular",
-              "LiberationSerif-Bold", "LiberationMono-Bold")
+FONT_NAMES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "LiberationSans-Bold", "LiberationSerif-Bold", "LiberationMono-Bold")
 
 
 @dataclass
@@ -77,7 +74,12 @@ class Text:
 class Scene:
     items: list = field(default_factory=list)
     text: Text | None = None
+    more_text: list = field(default_factory=list)  # crowds only
     background: tuple = ()  # ("plain", rgb) | ("gradient", rgb, rgb, degrees) | ("photo", index, crop, tone, alpha)
+
+    @property
+    def texts(self):
+        return ([self.text] if self.text else []) + self.more_text
 
 
 class World:
@@ -110,15 +112,41 @@ def _jitter(rng, rgb, amount=12):
     return tuple(max(0, min(255, c + rng.randint(-amount, amount))) for c in rgb)
 
 
+def make_crowd(rng, world):
+    """As many things as fit, nothing to talk about: shapes, or three lines of text. Where learning to look begins, since one picture
+    teaches as much as five ordinary ones."""
+    scene = Scene()
+    if rng.random() < 0.5:
+        centres = []
+        for _ in range(14):
+            size = rng.choice(tuple(SIZES))
+            centre = _place(rng, [rng.uniform(*SIZES[size])], centres)
+            if centre:
+                centres += centre
+                scene.items.append(_item(rng, rng.choice(SHAPES), rng.choice(tuple(COLORS)), size, centre[0]))
+    else:
+        shift = rng.uniform(-1.5, 1.5)
+        scene.more_text = [_text(rng, (y + shift - 0.5, y + shift + 0.5), (16, 18.5)) for y in (11.5, 32, 52.5)]
+    _paint(rng, world, scene)
+    return scene
+
+
+def _tint(rng):
+    """A pale or dark tone of any hue: grounds are calmer than the things on them."""
+    tone = rng.choice((0, 255))
+    return tuple((rng.randint(0, 255) + tone) // 2 for _ in range(3))
+
+
 # ---- placing ----
 
-def _place(rng, radii, x_gap=0.0, border=1.5):
-    """Centres for discs of these radii that keep 2 units apart, or None. x_gap: least distance of any two centres in x."""
+def _place(rng, radii, taken=(), x_gap=0.0, border=1.5):
+    """Centres for discs of these radii that keep 2.5 units apart, from the taken ones too, or None. x_gap: least distance of any two
+    centres in x."""
     centres = []
     for r in radii:
         for _ in range(60):
             x, y = rng.uniform(r + border, 64 - r - border), rng.uniform(r + border, 64 - r - border)
-            if all((x - a) ** 2 + (y - b) ** 2 > (r + s + 2) ** 2 and abs(x - a) >= x_gap for a, b, s in centres):
+            if all((x - a) ** 2 + (y - b) ** 2 > (r + s + 2.5) ** 2 and abs(x - a) >= x_gap for a, b, s in (*taken, *centres)):
                 centres.append((x, y, r))
                 break
         else:
@@ -147,12 +175,12 @@ def _distinct(rng, n):
 def _objects(rng, n):
     while True:
         sizes = [rng.choice(tuple(SIZES)) for _ in range(n)]
-        centres = _place(rng, [rng.uniform(*SIZES[s]) for s in sizes], 4.0 if n > 2 else 0.0)
+        centres = _place(rng, [rng.uniform(*SIZES[s]) for s in sizes], x_gap=7.0 if n > 2 else 0.0)
         if centres is None:
             continue
         if n == 2:
             (ax, ay, _), (bx, by, _) = centres
-            if abs(abs(ax - bx) - abs(ay - by)) < 7:
+            if abs(abs(ax - bx) - abs(ay - by)) < 9:
                 continue
         return [_item(rng, *pair, size, c) for pair, size, c in zip(_distinct(rng, n), sizes, centres)]
 
@@ -171,66 +199,56 @@ def _groups(rng, counts):
 
 
 def _text(rng, y_range, height_range):
-    if rng.random() < 0.5:
-        digits = rng.choices((1, 2, 3), (1, 4, 5))[0]
-        value = str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10 ** digits - 1))
-    else:
-        value = rng.choice(WORDS)
+    value = str(rng.randint(0, 99)) if rng.random() < 0.5 else rng.choice(WORDS)
     return Text(value, rng.choice(tuple(COLORS)), 32.0, rng.uniform(*y_range), rng.uniform(*height_range), rng.randrange(len(FONT_NAMES)))
 
 
-KINDS = {"one": 10, "two": 24, "three": 13, "four": 9, "group": 8, "groups": 9, "text": 22, "text+one": 4, "empty": 1}
+KINDS = {"one": 12, "two": 26, "three": 14, "group": 10, "groups": 10, "text": 22, "text+one": 5, "empty": 1}
 
 
-STARTER_KINDS = {"one": 60, "two": 25, "text": 15}
-
-
-def make_scene(rng, world, kind=None, starter=False):
-    """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background.
-    starter: the easy part of the world, one or two things on a plain ground, where learning to look begins."""
-    if starter:
-        kind = rng.choices(tuple(STARTER_KINDS), tuple(STARTER_KINDS.values()))[0]
+def make_scene(rng, world, kind=None):
+    """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background."""
     kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
     scene = Scene()
-    if kind in ("one", "two", "three", "four"):
-        scene.items = _objects(rng, ("one", "two", "three", "four").index(kind) + 1)
+    if kind in ("one", "two", "three"):
+        scene.items = _objects(rng, ("one", "two", "three").index(kind) + 1)
     elif kind == "group":
-        scene.items = _groups(rng, (rng.randint(2, 6),))
+        scene.items = _groups(rng, (rng.randint(2, MAX_GROUP),))
     elif kind == "groups":
-        a = rng.randint(1, 4)
-        scene.items = _groups(rng, (a, rng.randint(2 if a == 1 else 1, 6 - a)))
+        a = rng.randint(1, 3)
+        scene.items = _groups(rng, (a, rng.randint(2 if a == 1 else 1, min(3, MAX_GROUP - a))))
     elif kind == "text":
-        scene.text = _text(rng, (16, 48), (14, 27))
+        scene.text = _text(rng, (16, 48), (16, 27))
     elif kind == "text+one":
         above = rng.random() < 0.5
-        scene.text = _text(rng, (14, 18) if above else (46, 50), (13, 20))
+        scene.text = _text(rng, (14, 18) if above else (46, 50), (16, 20))
         size = rng.choice(tuple(SIZES))
         r = rng.uniform(*SIZES[size])
         x, y = rng.uniform(r + 2, 62 - r), rng.uniform(45, 49) if above else rng.uniform(15, 19)
         scene.items = [_item(rng, rng.choice(SHAPES), rng.choice(tuple(COLORS)), size, (x, y, r))]
-    _paint(rng, world, scene, starter)
+    _paint(rng, world, scene)
     return scene
 
 
-def _paint(rng, world, scene, starter=False):
+def _paint(rng, world, scene):
     """Chooses the background, then paints; a colour that would not show is exchanged for all things that have it."""
-    style = "plain" if starter else rng.choices(("plain", "gradient", "photo"), (40, 30, 30))[0]
-    shade = lambda: tuple(rng.randint(0, 255) for _ in range(3)) if rng.random() < (0.1 if starter else 0.5) else (rng.choice((10, 40, 215, 250)),) * 3
+    style = rng.choices(("plain", "gradient", "photo"), (40, 30, 30))[0]
+    shade = lambda: _tint(rng) if rng.random() < 0.5 else (rng.choice((10, 40, 215, 250)),) * 3
     if style == "plain":
         scene.background = ("plain", _jitter(rng, shade(), 6))
     elif style == "gradient":
         a = shade()
-        scene.background = ("gradient", a, _jitter(rng, a, 90), rng.choice((0, 90, 45, 135, 180, 270)))
+        scene.background = ("gradient", a, _jitter(rng, a, 70), rng.choice((0, 90, 45, 135, 180, 270)))
     else:
         index = rng.randrange(len(world.photos))
         w, h = world.photos[index].size
         side = rng.randint(96, min(w, h))
         x, y = rng.randint(0, w - side), rng.randint(0, h - side)
         tone = rng.choice((0, 25, 230, 255))
-        scene.background = ("photo", index, (x, y, x + side, y + side), tone, rng.uniform(0.35, 0.6))
+        scene.background = ("photo", index, (x, y, x + side, y + side), tone, rng.uniform(0.5, 0.75))
     ground = draw_background(world, scene, 32)
-    things = scene.items + ([scene.text] if scene.text else [])
-    limit = 95
+    things = scene.items + scene.texts
+    limit = 110
     while True:
         bad = None
         for thing in things:
@@ -243,6 +261,9 @@ def _paint(rng, world, scene, starter=False):
         if bad is None:
             break
         limit -= 2
+        if len(things) > MAX_GROUP or scene.more_text:  # a crowd
+            bad.color = rng.choice(tuple(COLORS))
+            continue
         taken = {(i.shape, i.color) for i in scene.items}
         old = bad.color
         new = rng.choice([c for c in COLORS if c != old])
@@ -323,41 +344,65 @@ def draw_scene(world, scene, side):
     draw = ImageDraw.Draw(image)
     for item in scene.items:
         _draw_item(draw, item, side / 64)
-    if scene.text:
-        _draw_text(draw, scene.text, side / 64, world.fonts)
+    for text in scene.texts:
+        _draw_text(draw, text, side / 64, world.fonts)
     return image
 
 
-# ---- what covers each patch, for the auxiliary task of training ----
+# ---- what is where, for the auxiliary tasks of training ----
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-NUM_THINGS = 1 + len(SHAPES) + len(CHARACTERS)  # 0 is the background
-NUM_COLORS = 1 + len(COLORS)
+LABEL_SHAPES = (*SHAPES, "rectangle")  # easy-VQA has these too
+LABEL_COLORS = (*COLORS, "brown", "teal")
+NUM_THINGS = 1 + len(LABEL_SHAPES) + len(CHARACTERS)  # 0 is the background
+NUM_COLORS = 1 + len(LABEL_COLORS)
+GRID = 6  # the picture as GRID x GRID cells, one latent each
+CELL_CLASSES = (1 + len(LABEL_SHAPES) + len(WORDS) + 1, NUM_COLORS, 1 + len(SIZES), 11, 11)  # thing, colour, size, tens, ones
+UNKNOWN = 255
 
 
-def patch_labels(world, scene, patch=8, least=5):
-    """For each patch of the 64x64 picture what covers most of it (0: fewer than `least` pixels of anything).
+def _cell(x, y):
+    return min(GRID - 1, int(y * GRID / 64)) * GRID + min(GRID - 1, int(x * GRID / 64))
 
-    Returns uint8 [2, patches], row by row: things (shapes, then characters) and colours."""
+
+def cell_labels(scene):
+    """For each cell of the grid the thing whose centre lies in it. Returns uint8 [cells, 5]: thing (shapes, words, then "a number"),
+    colour, size, tens, ones; 0 is none."""
+    labels = np.zeros((GRID * GRID, 5), np.uint8)
+    for item in scene.items:
+        labels[_cell(item.x, item.y), :3] = (1 + LABEL_SHAPES.index(item.shape), 1 + LABEL_COLORS.index(item.color),
+                                             1 + tuple(SIZES).index(item.size))
+    for text in scene.texts:
+        thing = len(WORDS) if text.is_number else WORDS.index(text.value)
+        digits = [int(d) + 1 for d in text.value.rjust(2)] if len(text.value) == 2 and text.is_number else [0, int(text.value) + 1] if text.is_number else [0, 0]
+        labels[_cell(text.x, text.y)] = (1 + len(LABEL_SHAPES) + thing, 1 + LABEL_COLORS.index(text.color), 0, *digits)
+    return labels
+
+
+def covered(image, labels, patch=8, least=5):
+    """Labels of the patches of a 64x64 array of indices into `labels` (0: background): what covers most of each patch, the
+    background where fewer than `least` pixels of anything are in it. Returns uint8 [patches, 2]."""
+    side = 64 // patch
+    pixels = image.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, patch * patch)
+    counts = np.stack([(pixels == i).sum(1) for i in range(len(labels))], 1)
+    counts[:, 0] = least - 1
+    return np.array(labels, np.uint8)[counts.argmax(1)]
+
+
+def patch_labels(world, scene):
+    """For each patch of the 64x64 picture what covers it: uint8 [patches, 2], things (shapes, then characters) and colours."""
     image = Image.new("L", (64, 64), 0)
     draw = ImageDraw.Draw(image)
     labels = [(0, 0)]
-    colors = tuple(COLORS)
     for item in scene.items:
-        labels.append((1 + SHAPES.index(item.shape), 1 + colors.index(item.color)))
+        labels.append((1 + LABEL_SHAPES.index(item.shape), 1 + LABEL_COLORS.index(item.color)))
         flat = Item(item.shape, item.color, item.size, item.x, item.y, item.r, item.angle, len(labels) - 1)
         _draw_item(draw, flat, 1.0)
-    if scene.text:
-        text = scene.text
+    for text in scene.texts:
         font, left = _text_layout(text, 1.0, world.fonts)
         top, bottom = text.y - text.height * 0.47, text.y + text.height * 0.47
         for k, character in enumerate(text.value):
-            labels.append((1 + len(SHAPES) + CHARACTERS.index(character), 1 + colors.index(text.color)))
+            labels.append((1 + len(LABEL_SHAPES) + CHARACTERS.index(character), 1 + LABEL_COLORS.index(text.color)))
             x0, x1 = left + font.getlength(text.value[:k]), left + font.getlength(text.value[:k + 1])
             draw.rectangle((x0, top, x1 - 1, bottom), fill=len(labels) - 1)
-    side = 64 // patch
-    pixels = np.asarray(image).reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, patch * patch)
-    counts = np.stack([(pixels == i).sum(1) for i in range(len(labels))], 1)
-    counts[:, 0] = least - 1
-    best = counts.argmax(1)
-    return np.array(labels, np.uint8)[best].T
+    return covered(np.asarray(image), labels)

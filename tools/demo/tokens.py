@@ -12,8 +12,8 @@ import json
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-NUM_LATENTS = 24
-ROW = 144  # tokens in a training row
+NUM_LATENTS = 36
+ROW = 136  # tokens in a training row
 FAKE, IMAGE, END = "<fake_token_around_image>", "<image>", "<end_of_utterance>"
 IMAGE_TEXT = FAKE + IMAGE * NUM_LATENTS + FAKE
 CHAT_TEMPLATE = (  # what idefics2's own template renders
@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (  # what idefics2's own template renders
 )
 
 
-def build_tokenizer(sentences, vocab_size=720):
-    """A byte-fallback BPE in which every word of `sentences` is one token while digits and drawn letters stay single.
+def build_tokenizer(sentences, vocab_size=760):
+    """A byte-fallback BPE in which every word of `sentences` is one token while digits stay single.
 
     Ids: 0 <unk>, 1 <s>, 2 </s>, 3..258 bytes, then letters and words; the three added tokens come last, as in idefics2.
     """

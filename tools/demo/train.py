@@ -1,13 +1,13 @@
-"""Trains the built-in model on the CPU: bfloat16 compute, float32 weights, resumable, annealed to a time budget.
+"""Trains the built-in model on the CPU: float32, two workers, resumable, annealed to a time budget.
 
 In:  the folder made by prepare.py.   Out: OUT/last.pt (resume), OUT/ema.pt (weights for export), a log on stdout.
-Run: python train.py --rows ROWS --out OUT --minutes 90          (or --steps 40 for a smoke run)
+Run: python train.py --rows ROWS --out OUT --minutes 90          (or --steps 12 for a smoke run)
 
-Four stages, each beginning at a share of the budget: the picture side alone learns to name what covers each patch, through heads
-that are not exported (64 answers a picture instead of ten words); then the rest joins with short captions of easy scenes; then short
-captions of all scenes; then whole rows, with questions and easy-VQA. The learning rate follows the share too: constant, then a cosine
-to zero. The budget is wall time (a SIGSTOP is not counted as work, but the end stays where it was, so the run always ends annealed),
-or CPU time for a machine that others use, or steps.
+Stages: the picture side alone learns to name what covers each patch and what is in each cell of the grid, through heads that are not
+exported (a hundred answers a picture instead of ten words); then whole rows join, captions and questions, and the naming goes on
+beside them, that of nouns added: half way up the text model the token of a noun must tell which cell it means; at last the vision
+model stays as it is, at its running average, and the rest goes on. The learning rate is constant, then a cosine to zero. The budget
+is wall time (a run always ends annealed, however many steps the machine made) or steps (then a run repeats itself).
 """
 
 import argparse
@@ -27,109 +27,163 @@ from tokenizers import Tokenizer
 
 from model import DemoModel
 from optimizer import FlatOptimizer
-from scenes import NUM_COLORS, NUM_THINGS
+from scenes import CELL_CLASSES, GRID, LABEL_COLORS, LABEL_SHAPES, NUM_COLORS, NUM_THINGS, SIZES, UNKNOWN
 from tokens import IMAGE
 
-CAPTION_ROW = 56  # the prefix, a question and a caption of at most two things
+PATCH_CLASSES = (NUM_THINGS, NUM_COLORS)
+NOUN_CLASSES = (GRID * GRID, NUM_COLORS, CELL_CLASSES[2])  # cell, colour, size
 
 
 class Rows:
-    """Batches from the prepared files; files that appear during the run are picked up."""
+    """Batches from the prepared files, every worker its own files; files that appear during the run are picked up."""
 
-    def __init__(self, folder, seed, rank=0):
-        self.folder, self.rng = Path(folder), np.random.default_rng(seed)
-        self.easy = self._load("easy.npz")
-        self.easy_order, self.order, self.file, self.used, self.rank = [], [], None, [], rank
-        self.starter = False
+    def __init__(self, folder, seed, rank, workers, reading=1.0):
+        """reading: the share of the scenes with text that is used."""
+        self.reading = reading
+        self.folder, self.rng, self.rank, self.workers = Path(folder), np.random.default_rng(seed), rank, workers
+        self.easy, self.easy_order = dict(np.load(self.folder / "easy.npz")), []
+        self.order, self.file, self.used = {}, {}, {}
 
-    def _load(self, name):
-        rows = dict(np.load(self.folder / name))
-        rows.setdefault("labels", np.full((len(rows["ids"]), 2, 64), 255, np.uint8))
-        return rows
+    def _take(self, kind, n):
+        """n rows of a file of this kind ("crowd-" or "[0-9]"), the next file when this one is used up."""
+        if len(self.order.get(kind, ())) < n:
+            names = sorted(p.name for p in self.folder.glob(f"{kind}*.npz"))
+            names = names[self.rank::self.workers] or names
+            if kind not in self.used or not set(names) - set(self.used[kind]):
+                self.used[kind] = []
+            fresh = [name for name in names if name not in self.used[kind]]
+            self.used[kind].append(fresh[self.rng.integers(len(fresh))])
+            self.file[kind] = dict(np.load(self.folder / self.used[kind][-1]))
+            text = (self.file[kind]["cells"][:, :, 0] > len(LABEL_SHAPES)).any(1)
+            usable = np.flatnonzero(~text | (self.rng.random(len(text)) < self.reading))
+            self.order[kind] = self.rng.permutation(usable)
+        take, self.order[kind] = self.order[kind][:n], self.order[kind][n:]
+        return {k: v[take] for k, v in self.file[kind].items()}
 
-    def _next_file(self, captions_only, starter):
-        names = sorted(p.name for p in self.folder.glob("starter-*.npz" if starter else "[0-9]*.npz"))
-        fresh = [n for n in names if n not in self.used]
-        if not fresh:
-            self.used, fresh = [], names
-        name = fresh[self.rank % len(fresh)]
-        self.used.append(name)
-        self.file = self._load(name)
-        usable = np.arange(len(self.file["ids"]))
-        if captions_only:
-            usable = usable[~(self.file["groups"][:, CAPTION_ROW:] == 1).any(1)]
-        self.order = list(self.rng.permutation(usable))
+    def _take_easy(self, n):
+        if len(self.easy_order) < n:
+            self.easy_order = self.rng.permutation(len(self.easy["ids"]))
+        take, self.easy_order = self.easy_order[:n], self.easy_order[n:]
+        return {k: v[take] for k, v in self.easy.items()}
 
-    def batch(self, size, captions_only, starter=False, easy_share=0.0):
-        if starter != self.starter:
-            self.starter, self.order = starter, []
-        easy = round(size * easy_share)
-        if len(self.order) < size - easy:
-            self._next_file(captions_only, starter)
-        take, self.order = self.order[:size - easy], self.order[size - easy:]
-        parts = {k: v[take] for k, v in self.file.items()}
-        if easy:
-            if len(self.easy_order) < easy:
-                self.easy_order = list(self.rng.permutation(len(self.easy["ids"])))
-            pick, self.easy_order = self.easy_order[:easy], self.easy_order[easy:]
-            extra = {k: v[pick] for k, v in self.easy.items()}
-            if self.rng.random() < 0.5:  # no easy-VQA question is about sides
-                extra["pictures"] = extra["pictures"][:, :, ::-1]
-            parts = {k: np.concatenate([parts[k], extra[k]]) for k in parts}
-        if captions_only:
-            keep = parts["groups"][:, :CAPTION_ROW]
-            parts = {k: v if k == "pictures" else v[:, :CAPTION_ROW] for k, v in parts.items()}
-            parts["targets"] = parts["targets"] & (keep == 1)
-        pictures = torch.from_numpy(np.ascontiguousarray(parts["pictures"])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        self.labels = torch.from_numpy(parts["labels"].astype(np.int64))
-        return (pictures, torch.from_numpy(parts["ids"].astype(np.int64)), torch.from_numpy(parts["positions"].astype(np.int64)),
-                torch.from_numpy(parts["groups"].astype(np.int64)), torch.from_numpy(parts["targets"]))
+    def batch(self, rows, easy, crowd):
+        """{"pictures": float [rows + easy + crowd, 3, 64, 64] in -1..1, "patches", "cells"; "ids" and so on [rows + easy, ROW]}."""
+        parts = [self._take("[0-9]", rows), self._take_easy(easy), self._take("crowd-", crowd)]
+        joined = {k: np.concatenate([p[k] for p in parts if k in p]) for k in parts[0]}
+        batch = {k: torch.from_numpy(v if v.dtype == bool else v.astype(np.int64)) for k, v in joined.items() if k != "pictures"}
+        batch["pictures"] = torch.from_numpy(joined["pictures"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return batch
 
 
 class Clock:
-    """The used share of the budget, 0..1: of steps, or of CPU time of this worker, or of the wall time up to an end."""
+    """The used share of the budget, 0..1: of steps, or of the wall time up to an end."""
 
     def __init__(self, args, share=0.0):
-        self.share, self.args = share, args
-        self.end = time.time() + args.minutes * 60
-        self.last = self._now()
-
-    def _now(self):
-        return time.process_time() if self.args.cpu_minutes else time.time()
+        self.share, self.steps = share, args.steps
+        self.end, self.last = time.time() + args.minutes * 60, time.time()
 
     def tick(self):
-        now = self._now()
+        now = time.time()
         worked, self.last = now - self.last, now
-        if self.args.steps:
-            self.share += 1 / self.args.steps
-        elif self.args.cpu_minutes:
-            self.share += worked / (self.args.cpu_minutes * 60)
+        if self.steps:
+            self.share += 1 / self.steps
         else:
-            worked = min(worked, 15.0)  # a longer gap was a pause
             left = max(self.end - now, 1e-6)
             self.share = 1.0 if now >= self.end else self.share + (1 - self.share) * worked / (left + worked)
         self.share = min(1.0, self.share)
 
 
-def learning_rate(share, peak, hold=0.45):
-    """Constant up to `hold`, then a cosine to zero."""
-    return peak if share < hold else peak * 0.5 * (1 + math.cos(math.pi * (share - hold) / (1 - hold)))
+def learning_rate(share, hold):
+    """Factor of the peak: constant up to `hold`, then a cosine to zero."""
+    return 1.0 if share < hold else 0.5 * (1 + math.cos(math.pi * (share - hold) / (1 - hold)))
 
 
-def patch_loss(heads, context, labels):
-    """(loss of naming thing and colour of each patch, share of covered patches named right). labels: [n, 2, patches]; 255 unknown.
+def naming_loss(logits, labels, classes, background, digits=False):
+    """(loss of naming, share of things named right). logits: [n, places, sum of classes], labels: [n, places, len(classes)].
 
-    Most patches are background; they weigh a seventh, so that the loss is about the things."""
-    known = labels[:, 0, 0] != 255
-    if not known.any():
-        return context.sum() * 0.0, 0.0
-    context, labels = context[known], labels[known]
-    things, colors = heads["things"](context).float().flatten(0, 1), heads["colors"](context).float().flatten(0, 1)
-    thing, color = labels[:, 0].flatten(), labels[:, 1].flatten()
-    weight = torch.where(thing > 0, 1.0, 0.15)
-    loss = (F.cross_entropy(things, thing, reduction="none") + F.cross_entropy(colors, color, reduction="none")) * weight
-    right = (things.argmax(-1) == thing)[thing > 0]
-    return loss.sum() / weight.sum(), right.float().mean().item()
+    Most places are background; they weigh less, so that the loss is about the things. Digits count where there is a number."""
+    thing = labels[..., 0]
+    weight = torch.where(thing > 0, 1.0, background)
+    number = (thing == classes[0] - 1).float()
+    loss = 0.0
+    for k, part in enumerate(logits.split(list(classes), -1)):
+        known = labels[..., k] != UNKNOWN
+        w = (number if digits and k > 2 else weight) * known
+        each = F.cross_entropy(part.flatten(0, 1), labels[..., k].flatten(), ignore_index=UNKNOWN, reduction="none")
+        loss = loss + (each * w.flatten()).sum() / (w.sum() + 1e-6)
+    things = logits[..., :classes[0]].argmax(-1)
+    right = (things == thing)[(thing > 0) & (thing != UNKNOWN)]
+    return loss, right.float().mean().item()
+
+
+class Nouns:
+    """Finds what the nouns of a row mean: "the small red circle" means the only cell with such a thing."""
+
+    def __init__(self, tokenizer):
+        size = tokenizer.get_vocab_size()
+        self.shape, self.color, self.size = (torch.zeros(size, dtype=torch.int64) for _ in range(3))
+        for table, words in ((self.shape, LABEL_SHAPES), (self.color, LABEL_COLORS), (self.size, tuple(SIZES))):
+            for k, word in enumerate(words):
+                table[tokenizer.token_to_id("▁" + word)] = 1 + k
+        for word in ("shape", "object"):
+            self.shape[tokenizer.token_to_id("▁" + word)] = -1
+
+    def __call__(self, ids, cells):
+        """(row, token, cell) of every noun that fits exactly one cell. ids: [n, row]; cells: [n, cells, 5]."""
+        shape, color = self.shape[ids], F.pad(self.color[ids], (1, 0))[:, :-1]
+        before = F.pad(self.size[ids], (2, 0))
+        size = torch.where(color > 0, before[:, :-2], before[:, 1:-1])
+        noun = (shape > 0) | ((shape < 0) & (color > 0))
+        thing = cells[:, None]
+        fits = (thing[..., 0] > 0) & (thing[..., 0] <= len(LABEL_SHAPES)) & noun[..., None]
+        for word, k in ((shape.clamp(min=0), 0), (color, 1), (size, 2)):
+            fits &= (word[..., None] == 0) | (thing[..., k] == word[..., None])
+        row, token = (fits.sum(-1) == 1).nonzero(as_tuple=True)
+        return row, token, fits[row, token].to(torch.uint8).argmax(-1)
+
+
+def noun_loss(head, hidden, found, cells):
+    """(loss of telling which cell the nouns mean and what colour and size the thing there is, share of cells right). found: (row, token,
+    cell) of the nouns; hidden: [n, row, hidden], half way up the text model."""
+    row, token, cell = found
+    if len(row) == 0:
+        return hidden.sum() * 0.0, 0.0
+    labels = [cell, cells[row, cell, 1], cells[row, cell, 2]]
+    parts = head(F.rms_norm(hidden[row, token], hidden.shape[-1:])).split(list(NOUN_CLASSES), -1)
+    loss = 0.0
+    for part, label in zip(parts, labels):
+        known = label != UNKNOWN
+        if known.any():
+            loss = loss + F.cross_entropy(part[known], label[known])
+    return loss, (parts[0].argmax(-1) == cell).float().mean().item()
+
+
+def spoken_loss(logits, wanted, groups, targets):
+    """Cross entropy of the answers' tokens, each weighed by one over the root of its answer's length: a caption of a dozen easy words
+    must not drown five questions of one hard word."""
+    length = torch.zeros(len(groups), 256).scatter_add_(1, groups, targets.float())
+    weight = length.gather(1, groups)[:, 1:][targets[:, 1:]].rsqrt()
+    return (F.cross_entropy(logits, wanted, reduction="none") * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def evaluate(model, path, rank, workers):
+    """{category: share of answers that greedy decoding gets exactly right}, on the rows of eval.npz; each worker does its part."""
+    rows = np.load(path)
+    names, category = list(rows["names"]), rows["category"]
+    table = torch.zeros(len(names), 2)
+    for at in range(rank * 50, len(category), 50 * workers):
+        part = slice(at, at + 50)
+        pictures = torch.from_numpy(rows["pictures"][part]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        ids, positions, groups = (torch.from_numpy(rows[k][part].astype(np.int64)) for k in ("ids", "positions", "groups"))
+        targets = torch.from_numpy(rows["targets"][part])
+        logits, _ = model(pictures, ids, positions, groups, targets)
+        wrong = torch.zeros(len(ids), targets.shape[1] - 1)
+        wrong[targets[:, 1:]] = (logits.argmax(-1) != ids[:, 1:][targets[:, 1:]]).float()
+        for k, bad in zip(category[part], wrong.amax(1).tolist()):
+            table[k] += torch.tensor([1.0 - bad, 1.0])
+    dist.all_reduce(table)
+    return {n: (table[k, 0] / table[k, 1]).item() for k, n in enumerate(names)}
 
 
 def main():
@@ -137,21 +191,21 @@ def main():
     parser.add_argument("--rows", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--cpu-minutes", type=float, default=0, help="budget in CPU time of one worker, for a machine that others use")
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-4, help="AdamW; a row of the embedding that is hit seldom moves by 7 rates a hit")
-    parser.add_argument("--muon-lr", type=float, default=1.2e-3)
+    parser.add_argument("--batch", type=int, nargs=3, default=(22, 2, 4), help="scenes, easy-VQA pictures and crowds in a step")
+    parser.add_argument("--look-batch", type=int, nargs=3, default=(8, 2, 26), help="the same of the first stage")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embeddings, heads, norms and biases")
+    parser.add_argument("--muon-lr", type=float, default=4e-3)
+    parser.add_argument("--hold", type=float, default=0.48, help="share of the budget at the full learning rate")
+    parser.add_argument("--look-share", type=float, default=0.12, help="share of the budget in which only patches and cells are named")
+    parser.add_argument("--freeze-share", type=float, default=0.75, help="share of the budget from which the vision model stays as it is")
+    parser.add_argument("--reading", type=float, default=1.0, help="share of the scenes with text that is used; reading is learned first")
+    parser.add_argument("--naming-weight", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save-every", type=float, default=240, help="seconds")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; they never spin on a busy machine")
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=29571)
-    parser.add_argument("--caption-share", type=float, default=0.08)
-    parser.add_argument("--look-share", type=float, default=0.12, help="share of the budget in which only patches are named")
-    parser.add_argument("--patch-weight", type=float, default=0.3)
-    parser.add_argument("--starter-share", type=float, default=0.15)
-    parser.add_argument("--easy-share", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-every", type=float, default=240, help="seconds")
     args = parser.parse_args()
     workers = [subprocess.Popen([sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--rank", str(r)])
                for r in range(1, args.workers)] if args.rank == 0 else []
@@ -167,15 +221,16 @@ def train(args):
     torch.manual_seed(args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    meeting = f"tcp://127.0.0.1:{args.port}"
-    dist.init_process_group("gloo", init_method=meeting, rank=args.rank, world_size=args.workers, timeout=timedelta(hours=12))
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{args.port}", rank=args.rank, world_size=args.workers,
+                            timeout=timedelta(hours=12))
     first = args.rank == 0
     tokenizer = Tokenizer.from_file(str(Path(args.rows) / "tokenizer.json"))
-    model = DemoModel(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), NUM_THINGS, NUM_COLORS)
+    model = DemoModel(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), PATCH_CLASSES, CELL_CLASSES, NOUN_CLASSES)
     optimizer = FlatOptimizer(model, args.lr, args.muon_lr, args.rank, args.workers)
+    nouns = Nouns(tokenizer)
     if first:
         print(f"parameters {len(optimizer.master):,}", flush=True)
-    step, clock = 0, Clock(args)
+    step, clock, frozen = 0, Clock(args), False
     if (out / "last.pt").exists():
         state = torch.load(out / "last.pt", weights_only=True)
         optimizer.restore(state["optimizer"])
@@ -183,7 +238,7 @@ def train(args):
         if first:
             print(f"resumed at step {step}, share {clock.share:.3f}", flush=True)
     dist.barrier()  # everyone has read last.pt before it can be replaced
-    rows = Rows(args.rows, args.seed + 1000 * args.rank + step, args.rank)
+    rows = Rows(args.rows, args.seed + 1000 * args.rank + step, args.rank, args.workers, args.reading)
 
     def save():
         torch.save({"optimizer": optimizer.state(), "step": step, "share": clock.share}, out / "last.tmp")
@@ -192,48 +247,71 @@ def train(args):
         torch.save(weights, out / "ema.tmp")
         (out / "ema.tmp").rename(out / "ema.pt")
 
+    def report():
+        held_out = Path(args.rows) / "eval.npz"
+        if held_out.exists():
+            with optimizer.averaged():
+                scores = evaluate(model, held_out, args.rank, args.workers)
+            if first:
+                print("held out: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in scores.items()), flush=True)
+
     saved = logged = time.time()
-    log, share = torch.zeros(7), clock.share
+    log, count, share = torch.zeros(10), 0, clock.share
     while share < 1.0:
-        factor = learning_rate(share, 1.0) * min(1.0, (step + 1) / 60)
+        factor = learning_rate(share, args.hold) * min(1.0, (step + 1) / 60)
         looking = share < args.look_share
-        short = not looking and share < args.caption_share
-        easy_share = 0.0 if looking or short else args.easy_share
-        pictures, ids, positions, groups, targets = rows.batch(
-            args.batch // args.workers, short, not looking and share < args.starter_share, easy_share)
-        context = model.look(pictures.bfloat16())
-        patches, covered = patch_loss(model.aux, context, rows.labels)
-        facts = [0.0, 0.0, 0, 1]
-        loss = patches
+        if not frozen and share >= args.freeze_share:
+            optimizer.freeze("model.vision_model.")
+            frozen = True
+        batch = rows.batch(*(n // args.workers for n in (args.look_batch if looking else args.batch)))
+        with torch.set_grad_enabled(not frozen):
+            vision = model.model.vision_model(batch["pictures"])
+        context = model.model.connector.modality_projection(vision)
+        latents = model.model.connector(context)
+        patches, patches_right = naming_loss(model.aux["patches"](context), batch["patches"], PATCH_CLASSES, 0.1)
+        cells, cells_right = naming_loss(model.aux["cells"](latents), batch["cells"], CELL_CLASSES, 0.4, digits=True)
+        loss, spoken, right, words = patches + cells, torch.zeros(()), 0, 1
+        pointing, pointed = torch.zeros(()), 0.0
         if not looking:
-            logits = model(context, ids, positions, groups, targets)
+            ids, targets = batch["ids"], batch["targets"]
+            found = nouns(ids, batch["cells"][:len(ids)])
+            logits, hidden = model(latents[:len(ids)], ids, batch["positions"], batch["groups"], targets)
             wanted = ids[:, 1:][targets[:, 1:]]
-            spoken = F.cross_entropy(logits.float(), wanted)
-            facts = [0.0, spoken.item() / args.workers, (logits.argmax(-1) == wanted).sum(), len(wanted)]
-            loss = spoken + args.patch_weight * patches
+            spoken = spoken_loss(logits, wanted, batch["groups"], targets)
+            right, words = (logits.argmax(-1) == wanted).sum().item(), len(wanted)
+            pointing, pointed = noun_loss(model.aux["nouns"], hidden, found, batch["cells"])
+            loss = spoken + args.naming_weight * (loss + pointing)
         optimizer.grads.zero_()
         loss.backward()
         clock.tick()
-        facts += [patches.item() / args.workers, covered / args.workers, clock.share if first else 0.0]
-        grad = torch.cat([optimizer.grads.float() / args.workers, torch.tensor(facts)])
+        due = time.time() - saved > args.save_every
+        facts = torch.tensor([clock.share * first, float(due and first), spoken.item(), patches.item(), patches_right, cells.item(),
+                              cells_right, right / words, pointing.item(), pointed])
+        grad = torch.cat([optimizer.grads / args.workers, facts])
         dist.all_reduce(grad)
-        share = grad[-1].item()  # the first worker's clock rules
+        facts = grad[-len(facts):]
+        share, due = facts[0].item(), facts[1].item() > 0  # the first worker's clock rules
         update = optimizer.muon_update(grad)
         dist.all_reduce(update)
-        optimizer.step(grad[:-7], update, factor)
-        step += 1
-        log += grad[-7:]
-        if first and step % 20 == 0:
-            now = time.time()
-            print(f"step {step} share {share:.3f} loss {log[1] / 20:.4f} token accuracy {log[2] / log[3]:.4f} patches {log[4] / 20:.4f} {log[5] / 20:.4f} "
-                  f"{(now - logged) / 20:.2f} s/step lr x{factor:.2f}", flush=True)
-            logged = now
+        optimizer.step(grad[:-len(facts)], update, factor)
+        step, count = step + 1, count + 1
+        log += facts / args.workers
+        if first and step % 25 == 0:
+            now, mean = time.time(), (log / count).tolist()
+            print(f"{time.strftime('%H:%M:%S')} step {step} share {share:.3f} loss {mean[2]:.4f} right {mean[7]:.4f} patches {mean[3]:.3f} {mean[4]:.3f} "
+                  f"cells {mean[5]:.3f} {mean[6]:.3f} nouns {mean[8]:.3f} {mean[9]:.3f} {(now - logged) / count:.3f} s/step lr x{factor:.2f}", flush=True)
+            logged, count = now, 0
             log.zero_()
-        if first and (time.time() - saved > args.save_every):
-            save()
+        if due:
+            if first:
+                save()
+            if not looking:
+                report()
             saved = time.time()
     if first:
         save()
+    report()
+    if first:
         print(f"done at step {step}", flush=True)
     dist.barrier()
     dist.destroy_process_group()
