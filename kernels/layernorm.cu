@@ -6,10 +6,10 @@
 // Out     y [rows, hidden] T, may be x; the _add kernels also write s (rounded to T, and normalised from that), which
 //         may be x or residual. T is float, __half or __nv_bfloat16 (suffix f32, f16, bf16)
 // Grid    one block a row; blocks from *num_rows on do nothing (num_rows null: every block has a row)
-// Block   a multiple of 32 up to 512 threads, enough for one vector a thread where that suffices
+// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices
 // Shared  32 floats
-// Limits  vN kernels: hidden a multiple of 16 / sizeof(T) and at most N vectors a thread; all arrays 16-byte aligned,
-//         strides multiples of 16 / sizeof(T). The scalar kernel (v0) takes every hidden and alignment.
+// Limits  vN kernels: hidden and strides multiples of 4, at most N pieces a thread, all arrays 16-byte aligned. The
+//         scalar kernel (v0) takes every hidden and alignment.
 // Cost    x (and residual) read once, y (and s) written once, weight and bias from L2; 7 FLOPs an element. Bound by
 //         memory.
 // Numerics all in f32, the variance from differences to the mean (two passes, over registers), one rounding to T at
@@ -22,29 +22,29 @@
 using namespace engine;
 
 // The row is held in registers, so it is read once.
-template <typename T, int kVectors, bool kAdd>
-__device__ __forceinline__ void layernorm_vectors(const NormArgs& args) {
-  using V = Vector<T>;
+template <typename T, int kPieces, bool kAdd>
+__device__ __forceinline__ void layernorm_pieces(const NormArgs& args) {
+  using V = NormPiece<T>;
   __shared__ float partial[2][kNormWarps];
   if (norm_row_is_idle(args)) return;
-  V held[kVectors];
-  load_row<T, kVectors, kAdd>(args, held);
+  V held[kPieces];
+  load_row<T, kPieces, kAdd>(args, held);
 
   float sum = 0.0f;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
 #pragma unroll
-    for (int e = 0; e < V::kElements; ++e) sum += to_float(held[v].elements[e]);
+    for (int e = 0; e < kNormPiece; ++e) sum += to_float(held[v].elements[e]);
   }
   const float mean = block_sum(sum, partial[0]) / args.hidden;
 
-  const int count = args.hidden / V::kElements;
+  const int count = args.hidden / kNormPiece;
   float squares = 0.0f;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
     if (v * blockDim.x + threadIdx.x < count) {
 #pragma unroll
-      for (int e = 0; e < V::kElements; ++e) {
+      for (int e = 0; e < kNormPiece; ++e) {
         const float off = to_float(held[v].elements[e]) - mean;
         squares = fmaf(off, off, squares);
       }
@@ -54,20 +54,17 @@ __device__ __forceinline__ void layernorm_vectors(const NormArgs& args) {
 
   V* y = reinterpret_cast<V*>(static_cast<T*>(args.y) + blockIdx.x * args.y_stride);
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
     const int i = v * blockDim.x + threadIdx.x;
     if (i < count) {
+      const float4 w = reinterpret_cast<const float4*>(args.weight)[i];
+      const float4 b = reinterpret_cast<const float4*>(args.bias)[i];
+      const float factors[kNormPiece] = {w.x, w.y, w.z, w.w}, shifts[kNormPiece] = {b.x, b.y, b.z, b.w};
       V out;
 #pragma unroll
-      for (int part = 0; part < V::kElements / 4; ++part) {
-        const float4 w = factors_of<T>(args.weight, i, part);
-        const float4 b = factors_of<T>(args.bias, i, part);
-        const float factors[4] = {w.x, w.y, w.z, w.w}, shifts[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float unit = (to_float(held[v].elements[part * 4 + e]) - mean) * scale;
-          out.elements[part * 4 + e] = from_float<T>(fmaf(unit, factors[e], shifts[e]));
-        }
+      for (int e = 0; e < kNormPiece; ++e) {
+        const float unit = (to_float(held[v].elements[e]) - mean) * scale;
+        out.elements[e] = from_float<T>(fmaf(unit, factors[e], shifts[e]));
       }
       y[i] = out;
     }
@@ -102,9 +99,10 @@ __device__ __forceinline__ void layernorm_scalars(const NormArgs& args) {
   }
 #define LAYERNORM(prefix, suffix, T, add)                                  \
   LAYERNORM_KERNEL(prefix##suffix##_v0, 3, (layernorm_scalars<T, add>))     \
-  LAYERNORM_KERNEL(prefix##suffix##_v1, 3, (layernorm_vectors<T, 1, add>))  \
-  LAYERNORM_KERNEL(prefix##suffix##_v2, 3, (layernorm_vectors<T, 2, add>))  \
-  LAYERNORM_KERNEL(prefix##suffix##_v4, 2, (layernorm_vectors<T, 4, add>))
+  LAYERNORM_KERNEL(prefix##suffix##_v1, 3, (layernorm_pieces<T, 1, add>))  \
+  LAYERNORM_KERNEL(prefix##suffix##_v2, 3, (layernorm_pieces<T, 2, add>))  \
+  LAYERNORM_KERNEL(prefix##suffix##_v4, 3, (layernorm_pieces<T, 4, add>))  \
+  LAYERNORM_KERNEL(prefix##suffix##_v8, 2, (layernorm_pieces<T, 8, add>))
 
 LAYERNORM(, f32, float, false)
 LAYERNORM(, f16, __half, false)

@@ -25,7 +25,9 @@ struct NormArgs {
 };
 static_assert(sizeof(NormArgs) == 96, "size as in Rust");
 
-// One 16-byte vector a thread is a row of 4096 elements of 16 bits.
+// Elements that a thread loads at once. Four, not as many as 16 bytes hold: then a warp's loads of the f32 weights are
+// contiguous too, and every sector is asked for once.
+constexpr int kNormPiece = 4;
 constexpr int kNormThreads = 512;
 constexpr int kNormWarps = kNormThreads / kWarpThreads;
 
@@ -33,46 +35,45 @@ __device__ __forceinline__ bool norm_row_is_idle(const NormArgs& args) {
   return args.num_rows != nullptr && static_cast<int>(blockIdx.x) >= *args.num_rows;
 }
 
-// Vectors v * blockDim.x + threadIdx.x of the block's row, for v below kVectors. With kAdd the residual is added, the
-// sum rounded to T and stored: what follows sees what a later kernel would read. Absent vectors are zeros.
-template <typename T, int kVectors, bool kAdd>
-__device__ __forceinline__ void load_row(const NormArgs& args, Vector<T> (&held)[kVectors]) {
-  using V = Vector<T>;
+template <typename T>
+struct alignas(kNormPiece * sizeof(T)) NormPiece {
+  T elements[kNormPiece];
+};
+
+// Pieces v * blockDim.x + threadIdx.x of the block's row, for v below kPieces. With kAdd the residual is added, the sum
+// rounded to T and stored: what follows sees what a later kernel would read. Absent pieces are zeros.
+template <typename T, int kPieces, bool kAdd>
+__device__ __forceinline__ void load_row(const NormArgs& args, NormPiece<T> (&held)[kPieces]) {
+  using V = NormPiece<T>;
   const long long row = blockIdx.x;
   const V* x = reinterpret_cast<const V*>(static_cast<const T*>(args.x) + row * args.x_stride);
   const V* residual = reinterpret_cast<const V*>(static_cast<const T*>(args.residual) + row * args.residual_stride);
   V* sum = reinterpret_cast<V*>(static_cast<T*>(args.sum) + row * args.sum_stride);
-  const int count = args.hidden / V::kElements;
+  const int count = args.hidden / kNormPiece;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
     const int i = v * blockDim.x + threadIdx.x;
     if (i < count) {
       held[v] = x[i];
     } else {
 #pragma unroll
-      for (int e = 0; e < V::kElements; ++e) held[v].elements[e] = from_float<T>(0.0f);
+      for (int e = 0; e < kNormPiece; ++e) held[v].elements[e] = from_float<T>(0.0f);
     }
   }
   if constexpr (kAdd) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kPieces; ++v) {
       const int i = v * blockDim.x + threadIdx.x;
       if (i < count) {
         const V other = residual[i];
 #pragma unroll
-        for (int e = 0; e < V::kElements; ++e) {
+        for (int e = 0; e < kNormPiece; ++e) {
           held[v].elements[e] = from_float<T>(to_float(held[v].elements[e]) + to_float(other.elements[e]));
         }
         sum[i] = held[v];
       }
     }
   }
-}
-
-// Four weights (or biases) of vector i, part `part`.
-template <typename T>
-__device__ __forceinline__ float4 factors_of(const float* weight, int i, int part) {
-  return reinterpret_cast<const float4*>(weight)[i * (Vector<T>::kElements / 4) + part];
 }
 
 // Element i of the block's row for kernels that take any width; with kAdd the first visit adds and stores.

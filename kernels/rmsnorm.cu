@@ -6,10 +6,10 @@
 //         may be x or residual. T is float, __half or __nv_bfloat16 (suffix f32, f16, bf16)
 // Grid    one block a row; blocks from *num_rows on do nothing, so that a graph captured for a bucket serves every
 //         batch in it (num_rows null: every block has a row)
-// Block   a multiple of 32 up to 512 threads, enough for one vector a thread where that suffices
+// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices
 // Shared  16 floats
-// Limits  vN kernels: hidden a multiple of 16 / sizeof(T) and at most N vectors a thread; all arrays 16-byte aligned,
-//         strides multiples of 16 / sizeof(T). The scalar kernel (v0) takes every hidden and alignment.
+// Limits  vN kernels: hidden and strides multiples of 4, at most N pieces a thread, all arrays 16-byte aligned. The
+//         scalar kernel (v0) takes every hidden and alignment.
 // Cost    x (and residual) read once, y (and s) written once, weight from L2; 4 FLOPs an element. Bound by memory.
 // Numerics sum of squares, mean, root and product in f32, one rounding to T at the end; rsqrt.approx (2 ulp).
 //         Fixed order of additions: same block size, same bits.
@@ -21,19 +21,19 @@
 using namespace engine;
 
 // The row is held in registers, so it is read once.
-template <typename T, int kVectors, bool kAdd>
-__device__ __forceinline__ void rmsnorm_vectors(const NormArgs& args) {
-  using V = Vector<T>;
+template <typename T, int kPieces, bool kAdd>
+__device__ __forceinline__ void rmsnorm_pieces(const NormArgs& args) {
+  using V = NormPiece<T>;
   __shared__ float partial[kNormWarps];
   if (norm_row_is_idle(args)) return;
-  V held[kVectors];
-  load_row<T, kVectors, kAdd>(args, held);
+  V held[kPieces];
+  load_row<T, kPieces, kAdd>(args, held);
 
   float sum = 0.0f;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
 #pragma unroll
-    for (int e = 0; e < V::kElements; ++e) {
+    for (int e = 0; e < kNormPiece; ++e) {
       const float value = to_float(held[v].elements[e]);
       sum = fmaf(value, value, sum);
     }
@@ -41,20 +41,17 @@ __device__ __forceinline__ void rmsnorm_vectors(const NormArgs& args) {
   const float scale = rsqrtf(block_sum(sum, partial) / args.hidden + args.eps);
 
   V* y = reinterpret_cast<V*>(static_cast<T*>(args.y) + blockIdx.x * args.y_stride);
-  const int count = args.hidden / V::kElements;
+  const int count = args.hidden / kNormPiece;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
+  for (int v = 0; v < kPieces; ++v) {
     const int i = v * blockDim.x + threadIdx.x;
     if (i < count) {
+      const float4 w = reinterpret_cast<const float4*>(args.weight)[i];
+      const float factors[kNormPiece] = {w.x, w.y, w.z, w.w};
       V out;
 #pragma unroll
-      for (int part = 0; part < V::kElements / 4; ++part) {
-        const float4 w = factors_of<T>(args.weight, i, part);
-        const float factors[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          out.elements[part * 4 + e] = from_float<T>(to_float(held[v].elements[part * 4 + e]) * scale * factors[e]);
-        }
+      for (int e = 0; e < kNormPiece; ++e) {
+        out.elements[e] = from_float<T>(to_float(held[v].elements[e]) * scale * factors[e]);
       }
       y[i] = out;
     }
@@ -85,9 +82,10 @@ __device__ __forceinline__ void rmsnorm_scalars(const NormArgs& args) {
   }
 #define RMSNORM(prefix, suffix, T, add)                                  \
   RMSNORM_KERNEL(prefix##suffix##_v0, 3, (rmsnorm_scalars<T, add>))     \
-  RMSNORM_KERNEL(prefix##suffix##_v1, 3, (rmsnorm_vectors<T, 1, add>))  \
-  RMSNORM_KERNEL(prefix##suffix##_v2, 3, (rmsnorm_vectors<T, 2, add>))  \
-  RMSNORM_KERNEL(prefix##suffix##_v4, 2, (rmsnorm_vectors<T, 4, add>))
+  RMSNORM_KERNEL(prefix##suffix##_v1, 3, (rmsnorm_pieces<T, 1, add>))  \
+  RMSNORM_KERNEL(prefix##suffix##_v2, 3, (rmsnorm_pieces<T, 2, add>))  \
+  RMSNORM_KERNEL(prefix##suffix##_v4, 3, (rmsnorm_pieces<T, 4, add>))  \
+  RMSNORM_KERNEL(prefix##suffix##_v8, 2, (rmsnorm_pieces<T, 8, add>))
 
 RMSNORM(, f32, float, false)
 RMSNORM(, f16, __half, false)

@@ -27,6 +27,9 @@ struct NormArgs {
 const _: () = assert!(size_of::<NormArgs>() == 96);
 
 const MAX_THREADS: usize = 512;
+/// Elements that a thread loads at once.
+const PIECE: usize = 4;
+const MAX_PIECES: usize = 8;
 
 /// A residual that is added before the norm, and where the sum goes.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +84,7 @@ impl Norm<'_> {
             ops::check_bytes(op, "num_rows", num_rows.bytes(), 4)?;
         }
         let aligned = matrices.iter().map(|m| m.1).chain(vectors.iter().map(|v| v.1)).all(|s| s.address() % 16 == 0);
-        let whole = matrices.iter().all(|m| m.2.is_multiple_of(16 / self.dtype.size()));
+        let whole = matrices.iter().all(|m| m.2.is_multiple_of(PIECE));
         let (width, threads) = self.shape_of_block(aligned && whole);
         let add = if self.residual.is_some() { "add_" } else { "" };
         let function = cuda.kernel(self.file, &format!("{}_{add}{suffix}_v{width}", self.file))?;
@@ -106,14 +109,13 @@ impl Norm<'_> {
         unsafe { Launch::new(function, config, &args) }
     }
 
-    /// (vectors a thread, threads): the fewest vectors that fit; none where size or alignment forbid them.
+    /// (pieces a thread, threads): the fewest pieces that fit; none where size or alignment forbid them.
     fn shape_of_block(&self, aligned: bool) -> (usize, u32) {
-        let per_vector = 16 / self.dtype.size();
-        let count = self.hidden / per_vector;
-        if !aligned || !self.hidden.is_multiple_of(per_vector) || count > 4 * MAX_THREADS {
+        let count = self.hidden / PIECE;
+        if !aligned || !self.hidden.is_multiple_of(PIECE) || count > MAX_PIECES * MAX_THREADS {
             return (0, self.hidden.next_multiple_of(32).min(MAX_THREADS) as u32);
         }
-        let vectors = [1, 2, 4].into_iter().find(|v| count <= v * MAX_THREADS).unwrap_or(4);
-        (vectors, count.div_ceil(vectors).next_multiple_of(32) as u32)
+        let pieces = [1, 2, 4].into_iter().find(|p| count <= p * MAX_THREADS).unwrap_or(MAX_PIECES);
+        (pieces, count.div_ceil(pieces).next_multiple_of(32) as u32)
     }
 }
