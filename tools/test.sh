@@ -22,7 +22,9 @@ fi
 cargo test --release --workspace "$@"
 
 if [[ "$have_nvcc" == yes && -x tools/softgpu/run.sh ]]; then
-  for test in tests/cuda_*.rs; do
-    tools/softgpu/run.sh cargo test --release --workspace --test "$(basename "$test" .rs)" "$@"
+  for test in tests/cuda_*.rs tests/cuda_*/main.rs; do
+    name="${test#tests/}"
+    name="${name%/main.rs}"
+    tools/softgpu/run.sh cargo test --release --workspace --test "${name%.rs}" "$@"
   done
 fi
