@@ -19,7 +19,11 @@ type Sizes = (usize, usize, usize, usize);
 fn case(name: &str, dtype: DType, activation: Activation, sizes: Sizes) -> Case {
     let (live, rows, n, k) = sizes;
     let name = format!("{} {name}{activation:?} {live} of [{rows}, {k}] x 2 [{n}, {k}]", dtype.name());
-    Case::new(name, move |gpu| build(gpu, dtype, activation, sizes))
+    Case::new(name, move |gpu| build(gpu, dtype, activation, sizes)).sized(work(dtype, sizes))
+}
+
+fn work(dtype: DType, (live, _, n, k): Sizes) -> Work {
+    Work { bytes: ((live * k + 2 * n * k + live * n) * dtype.size()) as u64, flops: 4 * (live * n * k) as u64 }
 }
 
 fn cases() -> Vec<Case> {
@@ -46,7 +50,9 @@ fn cases() -> Vec<Case> {
 
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
-    for (model, n, k) in [("Llama-3.1-8B, Mistral-7B ", 14336, 4096), ("Qwen2-VL-7B ", 18944, 3584)] {
+    for (model, n, k) in
+        [("Llama-3.1-8B, Mistral-7B ", 14336, 4096), ("Qwen2-VL-7B ", 18944, 3584), ("SmolVLM-256M ", 1536, 576)]
+    {
         for rows in [1, 4, 16, 64, 1024] {
             all.push(case(model, DType::Bf16, Activation::Silu, (rows, rows, n, k)));
         }
@@ -78,16 +84,18 @@ fn build(gpu: &Gpu, dtype: DType, activation: Activation, (live, rows, n, k): Si
         num_rows: Some(count.all()),
         work: memory.as_ref().map(|(partial, arrived)| SplitMemory { partial: partial.all(), arrived: arrived.all() }),
     };
-    let size = dtype.size();
-    let work = Work { bytes: ((live * k + 2 * n * k + live * n) * size) as u64, flops: 4 * (live * n * k) as u64 };
-    Ok(Instance::new(vec![op.prepare(&gpu.cuda)?], work).expect(&dy, limits(dtype, live * n), move || {
-        let matrix = |values| Matrix { n, k, data: WeightData::F32(values) };
-        let mut y = vec![0.0; live * n];
-        if live > 0 {
-            matmul::gated_linear(&mut y, &x, live, &matrix(&gate), &matrix(&up), activation)?;
-        }
-        Ok(y)
-    }))
+    Ok(Instance::new(vec![op.prepare(&gpu.cuda)?], work(dtype, (live, rows, n, k))).expect(
+        &dy,
+        limits(dtype, live * n),
+        move || {
+            let matrix = |values| Matrix { n, k, data: WeightData::F32(values) };
+            let mut y = vec![0.0; live * n];
+            if live > 0 {
+                matmul::gated_linear(&mut y, &x, live, &matrix(&gate), &matrix(&up), activation)?;
+            }
+            Ok(y)
+        },
+    ))
 }
 
 #[test]

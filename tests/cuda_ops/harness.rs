@@ -37,7 +37,7 @@ pub struct Op {
 pub struct Case {
     pub name: String,
     pub build: Build,
-    /// Set where the row is large: what its instance will say, known before anything is allocated.
+    /// Set where a row may be large: about what its instance will say, known before anything is allocated.
     pub work: Option<Work>,
 }
 
@@ -48,7 +48,7 @@ impl Case {
         Case { name: name.into(), build: Box::new(build), work: None }
     }
 
-    /// A large row, which the software GPU leaves out.
+    /// A row whose work is known before it is built, so that whoever finds it too large need not build it.
     pub fn sized(self, work: Work) -> Case {
         Case { work: Some(work), ..self }
     }

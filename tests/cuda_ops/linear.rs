@@ -41,7 +41,15 @@ impl Layer {
         let Layer { live, rows, n, k, .. } = self;
         let of = if live == rows { String::new() } else { format!("{live} of ") };
         let name = format!("{} {name} {of}[{rows}, {k}] x [{n}, {k}]", self.dtype.name());
-        Case::new(name, move |gpu| build(gpu, self))
+        Case::new(name, move |gpu| build(gpu, self)).sized(self.work())
+    }
+
+    fn work(&self) -> Work {
+        let Layer { dtype, output, live, n, k, .. } = *self;
+        Work {
+            bytes: (live * k * dtype.size() + n * k * dtype.size() + live * n * output.size()) as u64,
+            flops: 2 * (live * n * k) as u64,
+        }
     }
 }
 
@@ -105,6 +113,8 @@ fn shapes() -> Vec<Case> {
         ("SigLIP fc1", 4304, 1152),
         ("SigLIP fc2", 1152, 4304),
     ];
+    // The large tiles' kernel at a size that the software GPU counts.
+    all.push(Layer::plain(DType::Bf16, 256, 1024, 4096).case("Llama-3.1-8B kv M=256"));
     for (model, n, k) in layers {
         for rows in [1, 4, 16, 64, 1024] {
             all.push(Layer::plain(DType::Bf16, rows, n, k).case(&format!("{model} M={rows}")));
@@ -176,11 +186,7 @@ fn build(gpu: &Gpu, layer: Layer) -> Result<Instance> {
         num_rows: Some(count.all()),
         work: memory.as_ref().map(|(partial, arrived)| SplitMemory { partial: partial.all(), arrived: arrived.all() }),
     };
-    let work = Work {
-        bytes: (live * k * dtype.size() + n * k * dtype.size() + live * n * output.size()) as u64,
-        flops: 2 * (live * n * k) as u64,
-    };
-    Ok(Instance::new(vec![op.prepare(&gpu.cuda)?], work).expect(&dy, limits(output, live * n), move || {
+    Ok(Instance::new(vec![op.prepare(&gpu.cuda)?], layer.work()).expect(&dy, limits(output, live * n), move || {
         let w = Matrix { n, k, data: WeightData::F32(&w) };
         let mut y = vec![0.0; live * n];
         if live > 0 {

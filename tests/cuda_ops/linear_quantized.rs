@@ -44,7 +44,16 @@ impl Layer {
         };
         let twice = if gated { " gated" } else { "" };
         let name = format!("{} {kind} {model}{live} of [{rows}, {k}] x [{n}, {k}]{twice}", dtype.name());
-        Case::new(name, move |gpu| build(gpu, self))
+        Case::new(name, move |gpu| build(gpu, self)).sized(self.work())
+    }
+
+    /// Without scales, whose padding only their packing knows.
+    fn work(&self) -> Work {
+        let Layer { dtype, kind, live, n, k, gated, .. } = *self;
+        let columns = if gated { 2 * n } else { n };
+        let weights = if matches!(kind, Kind::Int8) { columns * k } else { columns * k / 2 };
+        let bytes = live * k * dtype.size() + weights + 2 * live * n * dtype.size();
+        Work { bytes: bytes as u64, flops: 2 * (live * columns * k) as u64 }
     }
 }
 
