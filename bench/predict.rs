@@ -216,7 +216,7 @@ pub fn print() {
                 let text = |rate: Option<f64>, digits: usize| rate.map_or("-".into(), |r| format!("{r:.digits$}"));
                 let tokens = |batch: usize| text(rate(part, model, storage, batch), 0);
                 println!(
-                    "{:<38} {:<14} {:<5} {:>8.0} {:>8.0} {:>8.0} {:>10}",
+                    "{:<38} {:<14} {:<5} {:>8} {:>8} {:>8} {:>10}",
                     model.name,
                     part.name,
                     storage.name(),
