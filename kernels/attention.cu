@@ -8,7 +8,7 @@
 // Grid    (rows * group / tile rows + segments + 1, kv_heads) of the bucket; a block finds its segment and tile from
 //         cu_q, blocks without one do nothing
 // Block   128 threads: 64 or 128 rows (a row is a query and one of the `group` heads that share keys)
-// Shared  (tile rows + 4 * tile keys) rows of head_dim: Q, two buffers of K and V; 36 to 96 KiB
+// Shared  (tile rows + 4 * tile keys) rows of head_dim: Q, two buffers of K and V; 24 to 96 KiB
 // Limits  dN entries: head_dim N, pointers 16-byte aligned, strides multiples of 8. anyN: head_dim up to N, rows padded
 //         with zeros in shared memory, element by element where head_dim is no multiple of 8
 // Cost    4 * sum of queries * keys * heads * head_dim FLOPs; q and out once, k and v once a tile of rows. Bound by the
@@ -61,8 +61,9 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   if (rows.first >= rows.rows) return;
   const int head = blockIdx.y * args.group;
   rows.head_dim = Tile::kExact ? Tile::kDim : args.head_dim;
-  rows.q = static_cast<const T*>(args.q) + static_cast<long long>(query) * args.q_stride + head * rows.head_dim;
-  rows.out = static_cast<T*>(args.out) + static_cast<long long>(query) * args.out_stride + head * rows.head_dim;
+  rows.q = static_cast<const T*>(args.q) + head * rows.head_dim;
+  rows.out = static_cast<T*>(args.out) + head * rows.head_dim;
+  rows.query = query;
   rows.q_stride = args.q_stride;
   rows.out_stride = args.out_stride;
   rows.group = args.group;
@@ -76,10 +77,17 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   const int kv_head = blockIdx.y * rows.head_dim;
   keys.k = static_cast<const T*>(args.k) + static_cast<long long>(key) * args.k_stride + kv_head;
   keys.v = static_cast<const T*>(args.v) + static_cast<long long>(key) * args.v_stride + kv_head;
-  keys.k_stride = args.k_stride;
-  keys.v_stride = args.v_stride;
+  keys.k_stride = args.k_stride * static_cast<int>(sizeof(T));
+  keys.v_stride = args.v_stride * static_cast<int>(sizeof(T));
   attend<Tile, false>(rows, keys, shared);
 }
+
+// Parts from sm_100 on hold a few registers more for the same code, and would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kKeys128 = 32;
+#else
+constexpr int kKeys128 = 48;
+#endif
 
 // 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a
 // multiply reads from shared memory against 16 rows.
@@ -93,7 +101,7 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   ATTENTION_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, 64)          \
   ATTENTION_KERNEL(suffix##_d88, 2, T, 88, true, 4, 2, 64)          \
   ATTENTION_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 64)          \
-  ATTENTION_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, 32)        \
+  ATTENTION_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, kKeys128)        \
   ATTENTION_KERNEL(suffix##_any32, 2, T, 32, false, 4, 2, 64)       \
   ATTENTION_KERNEL(suffix##_any128, 2, T, 128, false, 4, 1, 64)     \
   ATTENTION_KERNEL(suffix##_any256, 1, T, 256, false, 4, 1, 32)

@@ -21,24 +21,28 @@
 
 namespace engine {
 
-// A row of kDim 16-bit elements in shared memory, such that the eight rows of an ldmatrix matrix lie in eight different
-// bank groups. An odd number of 16-byte chunks does that by itself; powers of two are swizzled; other rows get a chunk
-// more. The buffer must be aligned to its row, so that `step` may be an exclusive or of the whole address.
+// A row of kDim 16-bit elements in shared memory: its 16-byte chunks side by side, without padding, twisted such that
+// the eight rows of an ldmatrix matrix lie in eight different bank groups. An odd number of chunks does that by itself.
+// Otherwise rows repeat the same groups after 8, 4 or 2 rows (2, 4 or 8 chunks a group of rows), and as many low bits of
+// the chunk's number are exchanged for the row's.
 template <int kDim>
 struct RowLayout {
-  static_assert(kDim % 8 == 0 && kDim >= 32, "whole chunks");
+  static_assert(kDim % 8 == 0, "whole chunks");
   static constexpr int kChunks = kDim / 8;
-  static constexpr bool kSwizzled = (kChunks & (kChunks - 1)) == 0;
-  static constexpr int kRowBytes = (kSwizzled ? kChunks : kChunks | 1) * 16;
+  static constexpr int kRowBytes = kChunks * 16;
+  static constexpr int kTwistMask = kChunks % 2 != 0 ? 0 : kChunks % 4 != 0 ? 1 : kChunks % 8 != 0 ? 3 : 7;
 
-  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
-    if constexpr (!kSwizzled) return row * kRowBytes + chunk * 16;
-    const int twist = kChunks == 4 ? (row >> 1) & 3 : row & 7;
-    return row * kRowBytes + ((chunk ^ twist) * 16);
+  // Of eight rows; the same for rows a multiple of eight apart, and an exclusive or of those of the row's bits.
+  static __device__ __forceinline__ int twist(int row) {
+    return kTwistMask == 7 ? row & 7 : kTwistMask == 3 ? (row >> 1) & 3 : kTwistMask == 1 ? (row >> 2) & 1 : 0;
   }
-  // From the address of a chunk of even number 0 (or 1) of a row to the one `chunks` (even) further.
+  static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
+    return row * kRowBytes + (chunk ^ twist(row)) * 16;
+  }
+  // From the address of chunk 0 or 1 of a row to the one `chunks` further, an even number. Buffers are aligned to 128
+  // bytes, so that the exclusive or may be one of the whole address.
   static __device__ __forceinline__ uint32_t step(uint32_t address, int chunks) {
-    return kSwizzled ? address ^ (chunks * 16) : address + chunks * 16;
+    return (address ^ ((chunks & kTwistMask) * 16)) + (chunks & ~kTwistMask) * 16;
   }
 };
 
@@ -57,7 +61,8 @@ struct AttentionTile {
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kKeys = kKeys_;
   static constexpr int kBufferBytes = kKeys * Layout::kRowBytes;
-  static constexpr int kSharedBytes = kRows * Layout::kRowBytes + 4 * kBufferBytes;
+  static constexpr int kTileBytes = kRows * Layout::kRowBytes + 4 * kBufferBytes;
+  static constexpr int kSharedBytes = kTileBytes + 16;
   static_assert(!kExact || kDim % 8 == 0, "exact rows are whole chunks");
   static_assert(kExact || kDim % 16 == 0, "padded rows are whole k steps");
 };
@@ -81,13 +86,21 @@ __device__ __forceinline__ int find_segment(const int* begin, int segments, int 
   return low;
 }
 
+// Probabilities are 2^(score - shift) up to a common factor, with shift near the largest score of a row so far. It moves,
+// and what has been added up is scaled, only when a score exceeds it by more than this: the factor is exact either way,
+// sums stay far from the limits of f32, 2^8 far from that of f16.
+constexpr float kSlack = 8.0f;
+// Before the first score: low, and a number, so that rows that have seen no key need no case of their own.
+constexpr float kNoShift = -1e30f;
+
 // What a block does.
 template <typename T>
 struct Rows {
-  const T* q;       // query 0 of the segment, first head of the group
+  const T* q;       // row 0 of all, first head of the group
   T* out;           // its place in the result
   int q_stride;     // elements from query to query
   int out_stride;
+  int query;        // first query of the segment, among the rows of q
   int first;        // first row of the block
   int rows;         // rows of the segment
   int group;        // heads that share keys
@@ -128,68 +141,112 @@ __device__ __forceinline__ void copy_chunk(uint32_t target, const typename Tile:
 template <typename Tile>
 struct RowKeys {
   using T = typename Tile::T;
+  using Layout = typename Tile::Layout;
   const T* k;  // key 0, this KV head
   const T* v;
-  int k_stride;  // elements
+  int k_stride;  // bytes
   int v_stride;
 
   __device__ __forceinline__ void look_ahead(int, int, int) {}
-  __device__ __forceinline__ const T* key(int i, int) const { return k + static_cast<long long>(i) * k_stride; }
-  __device__ __forceinline__ const T* value(int i, const T*) const { return v + static_cast<long long>(i) * v_stride; }
+
+  // Starts the copy of keys and values `at..at + kKeys`. Those from `end` on are copies of the last one before it:
+  // never used, but numbers.
+  __device__ __forceinline__ void copy(int at, int, int end, int head_dim, uint32_t k_buffer, uint32_t v_buffer) const {
+    if constexpr (Tile::kExact) {
+      // A pass is a constant distance in shared memory.
+      constexpr int kMost = Tile::kThreads / Layout::kChunks;
+      constexpr int kPassRows = Layout::kTwistMask == 0 ? kMost : kMost / 8 * 8;
+      constexpr int kPasses = (Tile::kKeys + kPassRows - 1) / kPassRows;
+      const int row = threadIdx.x / Layout::kChunks, chunk = threadIdx.x % Layout::kChunks;
+      const uint32_t offset = Layout::offset(row, chunk);
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int i = min(at + row + pass * kPassRows, end - 1);
+        const bool last = pass + 1 == kPasses && Tile::kKeys % kPassRows != 0;
+        const bool mine = (Tile::kThreads == kPassRows * Layout::kChunks || row < kPassRows) &&
+                          (!last || row < Tile::kKeys - pass * kPassRows);
+        const uint32_t target = offset + pass * kPassRows * Layout::kRowBytes;
+        cp_async_16_if(mine, k_buffer + target, advance(k + chunk * 8, i, k_stride));
+        cp_async_16_if(mine, v_buffer + target, advance(v + chunk * 8, i, v_stride));
+      }
+    } else {
+#pragma unroll 1
+      for (int c = threadIdx.x; c < Tile::kKeys * Layout::kChunks; c += Tile::kThreads) {
+        const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
+        const int i = min(at + row, end - 1);
+        const uint32_t offset = Layout::offset(row, chunk);
+        copy_chunk<Tile>(k_buffer + offset, reinterpret_cast<const T*>(advance(k, i, k_stride)), chunk, head_dim);
+        copy_chunk<Tile>(v_buffer + offset, reinterpret_cast<const T*>(advance(v, i, v_stride)), chunk, head_dim);
+      }
+    }
+  }
 };
 
-// Keys and values of a sequence in pages (pages.cuh). The page numbers of a tile are
-// held by the lanes of each warp, read one tile ahead.
+// Keys and values of a sequence in pages (pages.cuh). The page numbers of a tile are held by the lanes of each warp,
+// read one tile ahead.
 template <typename Tile>
 struct PageKeys {
   using T = typename Tile::T;
+  using Layout = typename Tile::Layout;
   static constexpr int kPages = Tile::kKeys / kPageSize;
-  const T* cache;      // page 0, this KV head
-  const int* table;    // of the sequence
-  int page_stride;     // elements
-  int value_offset;
-  int head_dim;
+  const T* k;        // page 0, this KV head
+  const T* v;
+  const int* table;  // of the sequence
+  int page_bytes;
   int pages;
 
   // Reads the page numbers of the tile that starts at key `at`; those of keys outside begin..end are not looked at.
   __device__ __forceinline__ void look_ahead(int at, int begin, int end) {
-    const int page = at / kPageSize + threadIdx.x % kPages;
+    const int page = at / kPageSize + threadIdx.x % kWarpThreads % kPages;
     pages = table[min(max(page, begin / kPageSize), (end - 1) / kPageSize)];
   }
-  // Every lane of the warp calls this.
-  __device__ __forceinline__ const T* key(int i, int at) const {
-    const int page = __shfl_sync(kAllLanes, pages, (i - at) / kPageSize);
-    return cache + static_cast<long long>(page) * page_stride + i % kPageSize * head_dim;
-  }
-  __device__ __forceinline__ const T* value(int, const T* key) const { return key + value_offset; }
-};
 
-// Starts the copy of keys and values `at..at + kKeys`. Those before `begin` or from `end` on are copies of the nearest
-// one within: never used, but numbers, and of memory that may be read.
-template <typename Tile, typename Keys>
-__device__ __forceinline__ void copy_keys(const Keys& keys, int at, const Rows<typename Tile::T>& rows, uint32_t k_buffer,
-                                          uint32_t v_buffer) {
-  using Layout = typename Tile::Layout;
-  constexpr int kPassRows = Tile::kThreads / Layout::kChunks;
-  constexpr int kPasses = (Tile::kKeys + kPassRows - 1) / kPassRows;
-  const int thread_row = threadIdx.x / Layout::kChunks;
-  const int chunk = threadIdx.x % Layout::kChunks;
-#pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int row = pass * kPassRows + thread_row;
-    const int i = min(max(at + row, rows.begin), rows.end - 1);
-    // The last pass, and threads beyond the last whole row of a pass.
-    const bool mine = (Tile::kThreads % Layout::kChunks == 0 || thread_row < kPassRows) &&
-                      (Tile::kKeys % kPassRows == 0 || pass + 1 < kPasses || row < Tile::kKeys);
-    const auto* k = keys.key(min(i, at + Tile::kKeys - 1), at);
-    const auto* v = keys.value(i, k);
-    if (mine) {
+  // Starts the copy of keys and values `at..at + kKeys`; those of pages before begin's, and those from `end` on, of
+  // which the page may hold nothing, are zero. Every lane of a warp calls this.
+  __device__ __forceinline__ void copy(int at, int begin, int end, int head_dim, uint32_t k_buffer,
+                                       uint32_t v_buffer) const {
+    const int held = begin / kPageSize * kPageSize;
+    const unsigned count = end - held;
+    const int before = at - held;  // negative where the tile starts on pages that are not there
+    if constexpr (Tile::kExact) {
+      // A pass is a part of a page or whole pages.
+      constexpr int kPassRows = Tile::kThreads / Layout::kChunks >= kPageSize ? kPageSize : kPageSize / 2;
+      static_assert(kPassRows * Layout::kChunks <= Tile::kThreads, "a thread a chunk");
+      const int row = threadIdx.x / Layout::kChunks, chunk = threadIdx.x % Layout::kChunks;
+      const bool mine = Tile::kThreads == kPassRows * Layout::kChunks || row < kPassRows;
       const uint32_t offset = Layout::offset(row, chunk);
-      copy_chunk<Tile>(k_buffer + offset, k, chunk, rows.head_dim);
-      copy_chunk<Tile>(v_buffer + offset, v, chunk, rows.head_dim);
+      const int element = row * Tile::kDim + chunk * 8;
+#pragma unroll
+      for (int p = 0; p < kPages; ++p) {
+        const int page = __shfl_sync(kAllLanes, pages, p);
+        const T* k_page = reinterpret_cast<const T*>(advance(k + element, page, page_bytes));
+        const T* v_page = reinterpret_cast<const T*>(advance(v + element, page, page_bytes));
+#pragma unroll
+        for (int inside = 0; inside < kPageSize; inside += kPassRows) {
+          const int bytes = static_cast<unsigned>(before + row + p * kPageSize + inside) < count ? 16 : 0;
+          const uint32_t target = offset + (p * kPageSize + inside) * Layout::kRowBytes;
+          if (mine) {
+            cp_async<16>(k_buffer + target, k_page + inside * Tile::kDim, bytes);
+            cp_async<16>(v_buffer + target, v_page + inside * Tile::kDim, bytes);
+          }
+        }
+      }
+    } else {
+      static_assert(Tile::kKeys * Layout::kChunks % Tile::kThreads == 0, "whole passes");
+#pragma unroll 1
+      for (int c = threadIdx.x; c < Tile::kKeys * Layout::kChunks; c += Tile::kThreads) {
+        const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
+        const int page = __shfl_sync(kAllLanes, pages, row / kPageSize);
+        const int element = row % kPageSize * head_dim;
+        // Of a row that is not there no element is below this.
+        const int dim = static_cast<unsigned>(before + row) < count ? head_dim : 0;
+        const uint32_t offset = Layout::offset(row, chunk);
+        copy_chunk<Tile>(k_buffer + offset, reinterpret_cast<const T*>(advance(k, page, page_bytes)) + element, chunk, dim);
+        copy_chunk<Tile>(v_buffer + offset, reinterpret_cast<const T*>(advance(v, page, page_bytes)) + element, chunk, dim);
+      }
     }
   }
-}
+};
 
 // Computes a block's rows. `shared` has Tile::kSharedBytes, aligned to 1024.
 template <typename Tile, bool kCausal, typename Keys>
@@ -212,14 +269,22 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
     const int r = min(rows.first + row, rows.rows - 1);
     const int query = r / rows.group;
-    const T* source = rows.q + static_cast<long long>(query) * rows.q_stride + (r - query * rows.group) * rows.head_dim;
+    const T* source = rows.q + static_cast<long long>(rows.query + query) * rows.q_stride +
+                      (r - query * rows.group) * rows.head_dim;
     copy_chunk<Tile>(q_base + Layout::offset(row, chunk), source, chunk, rows.head_dim);
+  }
+  // What is needed again at the end waits in shared memory: in the loop every register counts.
+  volatile int* kept = reinterpret_cast<int*>(shared + Tile::kTileBytes);
+  if (threadIdx.x == 0) {
+    kept[0] = rows.query;
+    kept[1] = rows.first;
+    kept[2] = rows.rows;
   }
   const int first_tile = rows.begin / Tile::kKeys;
   const int end_tile = (rows.end + Tile::kKeys - 1) / Tile::kKeys;
   if (first_tile < end_tile) {
     keys.look_ahead(first_tile * Tile::kKeys, rows.begin, rows.end);
-    copy_keys<Tile>(keys, first_tile * Tile::kKeys, rows, k_base, v_base);
+    keys.copy(first_tile * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base, v_base);
     keys.look_ahead((first_tile + 1) * Tile::kKeys, rows.begin, rows.end);
   }
   cp_async_commit();
@@ -251,7 +316,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
   const uint32_t v_lane = Layout::offset((matrix % 2) * 8 + lane % 8, matrix / 2);
 
   float out[kRowTiles][kOutTiles][4];
-  float row_max[kRowTiles][2], row_sum[kRowTiles][2];
+  float shift[kRowTiles][2], row_sum[kRowTiles][2];
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -259,7 +324,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[m][n][i] = 0.0f;
     }
-    row_max[m][0] = row_max[m][1] = -INFINITY;
+    shift[m][0] = shift[m][1] = kNoShift;
     row_sum[m][0] = row_sum[m][1] = 0.0f;
   }
 
@@ -270,7 +335,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     __syncthreads();
     if (tile + 1 < end_tile) {
       const uint32_t other = Tile::kBufferBytes - buffer;
-      copy_keys<Tile>(keys, (tile + 1) * Tile::kKeys, rows, k_base + other, v_base + other);
+      keys.copy((tile + 1) * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base + other, v_base + other);
       keys.look_ahead((tile + 2) * Tile::kKeys, rows.begin, rows.end);
       cp_async_commit();
     }
@@ -306,7 +371,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     }
     if constexpr (kTail) {
       // Four n8 tiles at a time: matrix i holds keys 8i.. of the last chunk.
-      static_assert(!kTail || !Layout::kSwizzled, "a tail comes with an odd number of chunks");
+      static_assert(!kTail || Layout::kTwistMask == 0, "a tail comes with an odd number of chunks");
       uint32_t q[kRowTiles][2];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
@@ -342,45 +407,48 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
       }
     }
 
-    float factor[kRowTiles][2];
-    bool moved = false;
+    float top[kRowTiles][2];
+    bool grown = false;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float top = row_max[m][half];
+        float& t = top[m][half];
+        t = fmaxf(score[m][0][half * 2], score[m][0][half * 2 + 1]);
 #pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) {
-          top = fmaxf(top, fmaxf(score[m][n][half * 2], score[m][n][half * 2 + 1]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-        moved |= top > row_max[m][half];
-        // A row that has seen no key yet: any finite number in place of -inf gives zeros below.
-        const float shift = top == -INFINITY ? 0.0f : top * rows.scale_log2;
-        factor[m][half] = exp2_approx(fmaf(row_max[m][half], rows.scale_log2, -shift));
-        row_max[m][half] = top;
-        float sum = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kScoreTiles; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float& s = score[m][n][half * 2 + i];
-            s = exp2_approx(fmaf(s, rows.scale_log2, -shift));
-            sum += s;
-          }
-        }
-        row_sum[m][half] = fmaf(row_sum[m][half], factor[m][half], sum);
+        for (int n = 1; n < kScoreTiles; ++n) t = fmaxf(t, fmaxf(score[m][n][half * 2], score[m][n][half * 2 + 1]));
+        t = fmaxf(t, __shfl_xor_sync(kAllLanes, t, 1));
+        t = fmaxf(t, __shfl_xor_sync(kAllLanes, t, 2));
+        grown |= fmaf(t, rows.scale_log2, -shift[m][half]) > kSlack;
       }
     }
-    // Where no maximum has grown all factors are 1; that is most tiles of a long row of keys.
-    if (__any_sync(kAllLanes, moved)) {
+    if (__any_sync(kAllLanes, grown)) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
+        float factor[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float next = fmaxf(shift[m][half], top[m][half] * rows.scale_log2);
+          factor[half] = exp2_approx(shift[m][half] - next);
+          shift[m][half] = next;
+          row_sum[m][half] *= factor[half];
+        }
 #pragma unroll
         for (int n = 0; n < kOutTiles; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
+          for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[i / 2];
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kScoreTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& s = score[m][n][i];
+          s = exp2_approx(fmaf(s, rows.scale_log2, -shift[m][i / 2]));
+          row_sum[m][i / 2] += s;
         }
       }
     }
@@ -441,13 +509,14 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     }
   }
   __syncwarp();
-  const int count = min(Tile::kWarpRows, rows.rows - warp_first);
+  const int query_first = kept[0], warp_row = kept[1] + warp * Tile::kWarpRows;
+  const int count = min(Tile::kWarpRows, kept[2] - warp_row);
   for (int c = lane; c < count * Layout::kChunks; c += kWarpThreads) {
     const int row = c / Layout::kChunks, chunk = c % Layout::kChunks;
     const int left = rows.head_dim - chunk * 8;
-    const int query = (warp_first + row) / rows.group;
-    T* target = rows.out + static_cast<long long>(query) * rows.out_stride +
-                (warp_first + row - query * rows.group) * rows.head_dim + chunk * 8;
+    const int query = (warp_row + row) / rows.group;
+    T* target = rows.out + static_cast<long long>(query_first + query) * rows.out_stride +
+                (warp_row + row - query * rows.group) * rows.head_dim + chunk * 8;
     const unsigned char* source = shared + Layout::offset(warp * Tile::kWarpRows + row, chunk);
     if (Tile::kExact || (left >= 8 && rows.head_dim % 8 == 0)) {
       *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);

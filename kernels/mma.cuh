@@ -151,6 +151,14 @@ __device__ __forceinline__ void cp_async_16(uint32_t target, const void* source)
                : "r"(target), "l"(__cvta_generic_to_global(source))
                : "memory");
 }
+// As above, by threads where `mine` holds: a predicate, not a branch.
+__device__ __forceinline__ void cp_async_16_if(bool mine, uint32_t target, const void* source) {
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.s32 p, %2, 0;\n\t@p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n\t}"
+      :
+      : "r"(target), "l"(__cvta_generic_to_global(source)), "r"(static_cast<int>(mine))
+      : "memory");
+}
 // Ends this thread's group of copies, an empty one too.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most kPending of this thread's groups are under way. Other threads' copies need a barrier after it.
@@ -167,6 +175,13 @@ __device__ __forceinline__ uint4 load_streaming(const void* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(p)));
   return v;
+}
+
+// base + count * bytes in one instruction; the compiler makes three multiplies of it where it knows a sign.
+__device__ __forceinline__ const char* advance(const void* base, int count, int bytes) {
+  const char* p;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(p) : "r"(count), "r"(bytes), "l"(base));
+  return p;
 }
 
 // 2^x, 2 ulp; -inf gives 0.

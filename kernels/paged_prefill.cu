@@ -10,7 +10,7 @@
 // Grid    (rows * group / tile rows + seqs + 1, kv_heads) of the bucket; a block finds its sequence and tile from cu_q,
 //         blocks without one do nothing; later tiles, which have more keys, start first
 // Block   128 threads: 64 or 128 rows (a row is a query and one of the `group` heads that share keys)
-// Shared  (tile rows + 4 * tile keys) rows of head_dim: Q, two buffers of K and V; 36 to 64 KiB
+// Shared  (tile rows + 4 * tile keys) rows of head_dim: Q, two buffers of K and V; 24 to 96 KiB
 // Limits  dN entries: head_dim N, pointers 16-byte aligned, strides multiples of 8. anyN: head_dim up to N, rows padded
 //         with zeros in shared memory, element by element where head_dim is no multiple of 8
 // Cost    4 * sum of seen (query, key) pairs * heads * head_dim FLOPs, plus the masked part of tiles on the diagonal;
@@ -68,8 +68,9 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
   if (rows.first >= rows.rows || (real && last_row - query < args.min_queries)) return;
   const int head = blockIdx.y * args.group;
   rows.head_dim = Tile::kExact ? Tile::kDim : args.head_dim;
-  rows.q = static_cast<const T*>(args.q) + static_cast<long long>(query) * args.q_stride + head * rows.head_dim;
-  rows.out = static_cast<T*>(args.out) + static_cast<long long>(query) * args.out_stride + head * rows.head_dim;
+  rows.q = static_cast<const T*>(args.q) + head * rows.head_dim;
+  rows.out = static_cast<T*>(args.out) + head * rows.head_dim;
+  rows.query = query;
   rows.q_stride = args.q_stride;
   rows.out_stride = args.out_stride;
   rows.group = args.group;
@@ -83,10 +84,10 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
   PageKeys<Tile> keys;
   const int stride = args.table_stride != nullptr ? *args.table_stride : args.max_table_stride;
   keys.table = args.block_table + static_cast<long long>(s) * stride;
-  keys.cache = static_cast<const T*>(args.cache) + static_cast<int>(blockIdx.y) * kPageSize * rows.head_dim;
-  keys.value_offset = args.num_kv_heads * kPageSize * rows.head_dim;
-  keys.page_stride = 2 * keys.value_offset;
-  keys.head_dim = rows.head_dim;
+  const int kv_elements = args.num_kv_heads * kPageSize * rows.head_dim;  // keys of a page
+  keys.k = static_cast<const T*>(args.cache) + static_cast<int>(blockIdx.y) * kPageSize * rows.head_dim;
+  keys.v = keys.k + kv_elements;
+  keys.page_bytes = 2 * kv_elements * static_cast<int>(sizeof(T));
   attend<Tile, true>(rows, keys, shared);
 }
 
@@ -100,7 +101,7 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
 #define PAGED_PREFILL(suffix, T)                                        \
   PAGED_PREFILL_KERNEL(suffix##_d64, 2, T, 64, true, 4, 2, 64)          \
   PAGED_PREFILL_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, 64)          \
-  PAGED_PREFILL_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 32)          \
+  PAGED_PREFILL_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 48)          \
   PAGED_PREFILL_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, 32)        \
   PAGED_PREFILL_KERNEL(suffix##_any32, 2, T, 32, false, 4, 2, 64)       \
   PAGED_PREFILL_KERNEL(suffix##_any128, 2, T, 128, false, 4, 1, 64)     \

@@ -130,19 +130,19 @@ pub(super) fn check_heads(op: &str, heads: &Heads) -> Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Variant {
     /// Elements of a head in shared memory.
-    dim: usize,
+    pub(super) dim: usize,
     /// head_dim is `dim` and rows are aligned to 16 bytes; otherwise any head_dim up to `dim`.
     exact: bool,
-    /// Query rows of a block.
+    /// Query rows of a block, at most.
     rows: usize,
     /// Keys of a step.
     keys: usize,
 }
 
-const fn exact(dim: usize, rows: usize, keys: usize) -> Variant {
+pub(super) const fn exact(dim: usize, rows: usize, keys: usize) -> Variant {
     Variant { dim, exact: true, rows, keys }
 }
-const fn any(dim: usize, rows: usize, keys: usize) -> Variant {
+pub(super) const fn any(dim: usize, rows: usize, keys: usize) -> Variant {
     Variant { dim, exact: false, rows, keys }
 }
 
@@ -153,7 +153,7 @@ const ROW_VARIANTS: &[Variant] = &[
     exact(80, 128, 64),
     exact(88, 128, 64),
     exact(96, 128, 64),
-    exact(128, 128, 32),
+    exact(128, 128, 48),
     any(32, 128, 64),
     any(128, 64, 64),
     any(256, 64, 32),
@@ -163,7 +163,7 @@ const ROW_VARIANTS: &[Variant] = &[
 pub(super) const PAGE_VARIANTS: &[Variant] = &[
     exact(64, 128, 64),
     exact(80, 128, 64),
-    exact(96, 128, 32),
+    exact(96, 128, 48),
     exact(128, 128, 32),
     any(32, 128, 64),
     any(128, 64, 64),
@@ -205,12 +205,14 @@ impl Variant {
         })
     }
 
-    /// `AttentionTile::kSharedBytes`: Q rows, two buffers of keys and values. A row has an odd number of 16-byte
-    /// chunks, or a power of two.
+    /// `AttentionTile::kSharedBytes`: Q rows, two buffers of keys and values, three numbers.
     fn shared_bytes(&self) -> usize {
-        let chunks = self.dim / 8;
-        let row = if chunks.is_power_of_two() { chunks } else { chunks | 1 } * 16;
-        (self.rows + 4 * self.keys) * row
+        (self.rows + 4 * self.keys) * self.row_bytes() + 16
+    }
+
+    /// `RowLayout::kRowBytes`.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.dim * 2
     }
 }
 
