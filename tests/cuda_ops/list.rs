@@ -4,14 +4,18 @@ pub mod compare;
 pub mod device;
 pub mod harness;
 
+mod attention;
 mod elementwise;
 mod gated_linear;
+mod kv_write;
 mod layernorm;
 mod linear;
 mod linear_quantized;
 mod linear_w8a8;
+mod paged_attention;
 mod pool;
 mod rmsnorm;
+mod rope;
 mod rows;
 mod sampling;
 
@@ -26,4 +30,8 @@ pub const OPS: &[harness::Op] = &[
     linear_w8a8::OP,
     pool::OP,
     sampling::OP,
+    rope::OP,
+    kv_write::OP,
+    attention::OP,
+    paged_attention::OP,
 ];
