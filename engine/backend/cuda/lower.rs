@@ -461,6 +461,7 @@ impl<'a> Lowering<'a> {
                 let (q, out) = (self.value(x[0])?, self.value(id)?);
                 let table = &self.plan.graph.node(x[1]).ty.shape.0;
                 let (seqs, blocks) = (table[0], table[1]);
+                let (rows, seqs_most) = (out.rows, seqs.eval(&self.bucket.sizes));
                 let op = PagedAttention {
                     dtype,
                     heads: *heads,
@@ -473,14 +474,18 @@ impl<'a> Lowering<'a> {
                     block_table: self.ints(x[1])?,
                     cu_seqlens_q: self.ints(x[2])?,
                     context_lens: self.ints(x[3])?,
-                    rows: out.rows,
-                    seqs: seqs.eval(&self.bucket.sizes),
+                    rows,
+                    seqs: seqs_most,
                     blocks: blocks.eval(&self.bucket.sizes),
                     num_rows: out.num_rows,
                     num_seqs: self.size(seqs)?,
                     num_blocks: self.size(blocks)?,
                 };
-                op.prepare(cuda)
+                // As many sequences as tokens means one token each only where the bucket says so.
+                match self.bucket.decode || rows != seqs_most {
+                    true => op.prepare_with(cuda, self.scratch.work()),
+                    false => op.prepare(cuda),
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
 use super::ops::linear::{self, Work, WorkBytes};
+use super::ops::paged_attention;
 use crate::backend::Bucket;
 use crate::graph::{Graph, Op, Plan, Qkv, WeightId};
 use crate::{Error, Result};
@@ -17,7 +18,8 @@ const ALIGN: usize = 256;
 /// Bytes by use.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ScratchBytes {
-    linear: WorkBytes,
+    /// Of launches that split their sums over blocks.
+    work: WorkBytes,
     /// q, k and v of a layer, side by side.
     qkv: usize,
     constants: usize,
@@ -31,6 +33,13 @@ impl ScratchBytes {
         let qkv = |q: &Qkv| (q.weights.iter().map(|w| matrix(w).0).sum::<usize>(), matrix(&q.weights[0]).1);
         let mut all = ScratchBytes { constants: tables(graph).map(|t| table_bytes(t)).sum(), ..Default::default() };
         for node in &graph.nodes {
+            if let Op::PagedAttention { heads, .. } = &node.op {
+                let table = &graph.node(node.inputs[1]).ty.shape.0;
+                for bucket in buckets {
+                    let [seqs, blocks] = [0, 1].map(|i| table[i].eval(&bucket.sizes));
+                    all.add(paged_attention::work_bytes(heads, seqs, blocks, multiprocessors));
+                }
+            }
             let (columns, k) = match &node.op {
                 Op::Linear { weight, .. } | Op::LinearAdd { weight, .. } | Op::LinearActivation { weight, .. } => {
                     matrix(weight)
@@ -46,16 +55,19 @@ impl ScratchBytes {
             };
             for bucket in buckets {
                 let rows = node.ty.shape.rows().eval(&bucket.sizes);
-                let need = linear::work_bytes(rows, columns, k, multiprocessors);
-                all.linear.partial_bytes = all.linear.partial_bytes.max(need.partial_bytes);
-                all.linear.arrived_bytes = all.linear.arrived_bytes.max(need.arrived_bytes);
+                all.add(linear::work_bytes(rows, columns, k, multiprocessors));
             }
         }
         all
     }
 
+    fn add(&mut self, need: WorkBytes) {
+        self.work.partial_bytes = self.work.partial_bytes.max(need.partial_bytes);
+        self.work.arrived_bytes = self.work.arrived_bytes.max(need.arrived_bytes);
+    }
+
     pub fn total(&self) -> usize {
-        self.linear.partial_bytes + self.linear.arrived_bytes + self.qkv + self.constants
+        self.work.partial_bytes + self.work.arrived_bytes + self.qkv + self.constants
     }
 }
 
@@ -96,8 +108,8 @@ impl Scratch {
         let bytes = ScratchBytes::of(plan, buckets, device.multiprocessors() as usize);
         let what = format!("work memory of the {}", plan.graph.name);
         let scratch = Scratch {
-            partial: device.alloc(&what, bytes.linear.partial_bytes)?,
-            arrived: device.alloc(&what, bytes.linear.arrived_bytes)?,
+            partial: device.alloc(&what, bytes.work.partial_bytes)?,
+            arrived: device.alloc(&what, bytes.work.arrived_bytes)?,
             qkv: device.alloc(&what, bytes.qkv)?,
             constants: device.alloc(&what, bytes.constants)?,
             tables: tables(&plan.graph)
