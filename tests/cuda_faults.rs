@@ -212,6 +212,6 @@ fn the_doctor_says_what_is_there() {
     assert_eq!(json["gpus"][0]["memory_bytes"].as_u64().map(|n| n >> 30), Some(80));
     assert!(json["kernels"]["files"].as_u64().unwrap() >= 9);
     // Asked for a GPU that is not usable, it says so by its exit code too.
-    let out = gpu(&["doctor", "--device", "cuda"], &[("SOFTGPU_FAIL", "cuInit:1:100")]);
+    let out = gpu(&["doctor", "--device", "cuda"], &[("SOFTGPU_FAIL", "cuInit:1+:100")]);
     assert!(out.code == Some(6) && out.stdout.contains("auto      --device auto runs on cpu"), "{out:?}");
 }
