@@ -3,7 +3,8 @@
 //! `tools/softgpu/run.sh cargo test --release --workspace --test cuda_faults`.
 
 mod cli_support;
-mod cuda_support;
+#[path = "cuda_ops/device.rs"]
+mod device;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +28,7 @@ fn with_driver(args: &[&str]) -> Command {
 
 /// Whether the driver is the software GPU's; without one, a check that this is said.
 fn softgpu() -> bool {
-    let Some(cuda) = cuda_support::open() else {
+    let Some(cuda) = device::open() else {
         let out = finish(with_driver(&["doctor", "--device", "cuda"]), b"");
         assert_eq!(out.code, Some(6), "{out:?}");
         return false;

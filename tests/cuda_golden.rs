@@ -6,7 +6,8 @@
 //! bits move a log-probability by up to `Limits::logprob`, so a token may differ where the CPU's best two are nearer
 //! than twice that; from there on the two read different histories.
 
-mod cuda_support;
+#[path = "cuda_ops/device.rs"]
+mod device;
 mod golden_support;
 
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl Agreement {
 
 /// Every case in `dtype`: alone, together, together again with every step both recorded and launch by launch.
 fn check(dtype: DType) {
-    if cuda_support::open().is_none() {
+    if device::open().is_none() {
         return;
     }
     let all = cases("cases.json");
@@ -283,7 +284,7 @@ fn a_planted_fault_is_named() {
 
 #[test]
 fn every_node_on_the_gpu_is_within_tolerance_and_a_planted_fault_is_named() {
-    if cuda_support::open().is_none() {
+    if device::open().is_none() {
         return;
     }
     let report = compare(Device::Cuda(0), None).report();
