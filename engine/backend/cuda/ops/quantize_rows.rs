@@ -17,8 +17,10 @@ struct QuantizeRowsArgs {
     x_stride: i64,
     k: i32,
     q_stride: i32,
+    vectors: i32,
+    unused: i32,
 }
-const _: () = assert!(size_of::<QuantizeRowsArgs>() == 48);
+const _: () = assert!(size_of::<QuantizeRowsArgs>() == 56);
 
 /// One launch: `scales[r] = max |x[r]| / 127`, `q[r] = round(x[r] / scales[r])`.
 pub struct QuantizeRows<'a> {
@@ -67,6 +69,8 @@ impl QuantizeRows<'_> {
             x_stride: self.x_stride as i64,
             k: ops::int(op, self.k)?,
             q_stride: ops::int(op, stride)?,
+            vectors: (self.x_stride.is_multiple_of(8) && self.x.address().is_multiple_of(16)).into(),
+            unused: 0,
         };
         let grid = (ops::int(op, self.rows)? as u32, 1, 1);
         let config = LaunchConfig { grid, block: (128, 1, 1), shared_bytes: 0 };
