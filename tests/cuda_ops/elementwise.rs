@@ -59,6 +59,8 @@ fn shapes() -> Vec<Case> {
         }
         all.push(case("SigLIP so400m: ", Kind::Act(Activation::GeluTanh), dtype, (729, 729, 4304)));
         all.push(case("Qwen2-VL ViT: ", Kind::Act(Activation::QuickGelu), dtype, (4096, 4096, 5120)));
+        all.push(case("CLIP-L: ", Kind::Act(Activation::QuickGelu), dtype, (577, 577, 4096)));
+        all.push(case("OPT-2.7B: ", Kind::Act(Activation::Relu), dtype, (64, 64, 10240)));
         all.push(case("ViT-g: ", Kind::Act(Activation::GeluErf), dtype, (257, 257, 6144)));
     }
     all

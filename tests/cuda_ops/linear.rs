@@ -100,6 +100,17 @@ fn cases() -> Vec<Case> {
     all
 }
 
+/// (what, rows, features, columns), of any storage: the choice of a kernel (`linear_choice.rs`) falls on each in turn.
+pub const COUNTED: [(&str, usize, usize, usize); 7] = [
+    ("8 rows", 8, 1024, 4096),
+    ("wide stream", 8, 14336, 256),
+    ("32 rows", 32, 1024, 4096),
+    ("64 rows", 64, 1024, 4096),
+    ("256 rows", 256, 1024, 4096),
+    ("tiles of 128x128", 1024, 1664, 256),
+    ("tiles of 128x256", 1024, 3328, 256),
+];
+
 /// Of the models in bench/, at decode and prefill sizes.
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
@@ -113,8 +124,12 @@ fn shapes() -> Vec<Case> {
         ("SigLIP fc1", 4304, 1152),
         ("SigLIP fc2", 1152, 4304),
     ];
-    // The large tiles' kernel at a size that the software GPU counts.
-    all.push(Layer::plain(DType::Bf16, 256, 1024, 4096).case("Llama-3.1-8B kv M=256"));
+    // Every kernel at a size that the software GPU counts: each tile on about as many multiprocessors as there are.
+    for dtype in FLOATS {
+        for (what, rows, n, k) in COUNTED {
+            all.push(Layer::plain(dtype, rows, n, k).case(what));
+        }
+    }
     for (model, n, k) in layers {
         for rows in [1, 4, 16, 64, 1024] {
             all.push(Layer::plain(DType::Bf16, rows, n, k).case(&format!("{model} M={rows}")));

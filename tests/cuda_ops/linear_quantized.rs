@@ -10,7 +10,7 @@ use engine::tensor::DType;
 use half::f16;
 
 use super::harness::{Case, FLOATS, Gpu, Instance, Numbers, Op, Work};
-use super::linear::limits;
+use super::linear::{COUNTED, limits};
 
 pub const OP: Op = Op { name: "linear_quantized", cases, shapes };
 
@@ -94,6 +94,11 @@ fn cases() -> Vec<Case> {
 
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
+    for (dtype, kind) in FLOATS.into_iter().flat_map(|d| [(d, Kind::Int8), (d, Kind::Int4(128, false))]) {
+        for (what, rows, n, k) in COUNTED {
+            all.push(Layer { dtype, kind, live: rows, rows, n, k, gated: false }.case(&format!("{what} ")));
+        }
+    }
     for kind in [Kind::Int8, Kind::Int4(128, false)] {
         for (model, n, k, gated) in [
             ("Llama-3.1-8B o_proj ", 4096, 4096, false),

@@ -9,6 +9,7 @@ use engine::tensor::DType;
 
 use super::compare::Limits;
 use super::harness::{Case, FLOATS, Gpu, Instance, Numbers, Op, Work};
+use super::linear::COUNTED;
 
 pub const OP: Op = Op { name: "linear_w8a8", cases, shapes };
 
@@ -43,6 +44,11 @@ fn cases() -> Vec<Case> {
 
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
+    for dtype in FLOATS {
+        for (what, rows, n, k) in COUNTED {
+            all.push(case(&format!("{what} "), dtype, (rows, rows, n, k)));
+        }
+    }
     for (model, n, k) in [("Llama-3.1-8B o_proj ", 4096, 4096), ("Llama-3.1-8B down_proj ", 4096, 14336)] {
         for rows in [64, 1024] {
             all.push(case(&format!("{model}M={rows} "), DType::Bf16, (rows, rows, n, k)));

@@ -77,6 +77,11 @@ fn shapes() -> Vec<Case> {
         let mut add = |what: &str, heads, seqs: &[(usize, usize)], window| {
             all.push(case(what, Row { dtype, heads, seqs: seqs.to_vec(), window, work: true, idle: 0 }));
         };
+        // A head size each: Qwen2-0.5B of InternVL2-1B, OPT-2.7B of BLIP-2, Phi-3-mini of xGen-MM.
+        for heads in [(14, 2, 64), (32, 32, 80), (32, 32, 96)] {
+            add("decode: ", heads, &[(1, 400); 2], None);
+            add("chunk: ", heads, &[(128, 128)], None);
+        }
         let (llama, mistral, qwen) = ((32, 8, 128), (32, 8, 128), (28, 4, 128));
         for batch in [1, 4, 16, 64] {
             add("Llama-3.1-8B, decode: ", llama, &vec![(1, 853); batch], None);
