@@ -59,6 +59,9 @@ impl State {
             (true, false) => m.mark_initialised(to, n),
             _ => {}
         }
+        // Page-locked memory has addresses that kernels may use and is the host's all the same.
+        let on_device = |address: u64| m.find(address).is_some_and(|a| a.kind != Use::Host);
+        let (device_to, device_from) = (device_to && on_device(to), device_from && on_device(from));
         self.report.copied(device_to, device_from, n);
         Ok(())
     }
