@@ -126,71 +126,74 @@ impl LogitsProcessors {
 
     /// Changes the row `[vocab]` for the next token. Token ids beyond the row are ignored.
     pub fn apply(&self, row: &mut [f32]) {
-        if let Some(seen) = &self.seen {
-            for &token in &seen.tokens {
-                if let Some(logit) = row.get_mut(token as usize) {
-                    *logit =
-                        if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
-                }
+        for &token in self.penalized() {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
             }
         }
-        if let Some(history) = &self.history {
-            ban_repeated_ngrams(row, history, self.no_repeat_ngram_size);
+        let forced = self.forced();
+        if !forced.is_empty() {
+            row.fill(BANNED);
         }
-        ban(row, &self.banned);
-        if let Some(history) = &self.history {
+        let mut set = |token: u32, value: f32| {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit = value;
+            }
+        };
+        forced.iter().for_each(|&token| set(token, 0.0));
+        self.each_banned(|token| set(token, BANNED));
+    }
+
+    /// Tokens under the repetition penalty, each once.
+    pub fn penalized(&self) -> &[u32] {
+        self.seen.as_ref().map_or(&[], |seen| &seen.tokens)
+    }
+
+    /// The only tokens that may come next, with equal logits; none where any may.
+    pub fn forced(&self) -> &[u32] {
+        if self.num_new + 1 == self.max_tokens && !self.forced_eos.is_empty() {
+            return &self.forced_eos;
+        }
+        match &self.forced_bos {
+            Some(token) if self.prompt_len + self.num_new == 1 => std::slice::from_ref(token),
+            _ => &[],
+        }
+    }
+
+    /// Calls `ban` with every token that may not come next, with some more than once.
+    pub fn each_banned(&self, mut ban: impl FnMut(u32)) {
+        // What forces a token comes after these, and forgets them.
+        if self.forced().is_empty() {
+            let history = self.history.as_deref().unwrap_or(&[]);
+            each_repeated_ngram(history, self.no_repeat_ngram_size, &mut ban);
+            self.banned.iter().copied().for_each(&mut ban);
             for word in &self.bad_words {
                 if let Some((last, before)) = word.split_last()
                     && history.ends_with(before)
                 {
-                    ban(row, &[*last]);
+                    ban(*last);
                 }
             }
+            if self.num_new < self.min_new_tokens {
+                self.eos.iter().copied().for_each(&mut ban);
+            }
         }
-        if self.num_new < self.min_new_tokens {
-            ban(row, &self.eos);
-        }
-        if let Some(token) = self.forced_bos
-            && self.prompt_len + self.num_new == 1
-        {
-            force(row, &[token]);
-        }
-        if !self.forced_eos.is_empty() && self.num_new + 1 == self.max_tokens {
-            force(row, &self.forced_eos);
-        }
-        ban(row, &self.suppressed);
+        self.suppressed.iter().copied().for_each(&mut ban);
         if self.num_new == self.begin {
-            ban(row, &self.begin_suppressed);
+            self.begin_suppressed.iter().copied().for_each(&mut ban);
         }
     }
 }
 
-fn ban(row: &mut [f32], tokens: &[u32]) {
-    for &token in tokens {
-        if let Some(logit) = row.get_mut(token as usize) {
-            *logit = BANNED;
-        }
-    }
-}
-
-fn force(row: &mut [f32], tokens: &[u32]) {
-    row.fill(BANNED);
-    for &token in tokens {
-        if let Some(logit) = row.get_mut(token as usize) {
-            *logit = 0.0;
-        }
-    }
-}
-
-/// Bans every token that would complete an n-gram that has occurred.
-fn ban_repeated_ngrams(row: &mut [f32], history: &[u32], n: usize) {
+/// Calls `ban` with every token that would complete an n-gram that has occurred.
+fn each_repeated_ngram(history: &[u32], n: usize, mut ban: impl FnMut(u32)) {
     if n == 0 || history.len() < n {
         return;
     }
     let prefix = &history[history.len() + 1 - n..];
     for window in history.windows(n) {
         if &window[..n - 1] == prefix {
-            ban(row, &window[n - 1..]);
+            ban(window[n - 1]);
         }
     }
 }
