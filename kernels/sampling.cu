@@ -26,7 +26,7 @@
 
 using namespace engine;
 
-// Mirrored by SamplingSettings in engine/backend/cuda/ops/sampling.rs.
+// Mirrored by SamplingSettings in engine/backend/sampling.rs.
 struct SamplingSettings {
   float temperature;  // 0: greedy
   float top_p;        // 1: off
@@ -68,7 +68,7 @@ struct SamplingPart {
   int unused;
 };
 
-// Mirrored by SamplingArgs there.
+// Mirrored by SamplingArgs in engine/backend/cuda/ops/sampling.rs.
 struct SamplingArgs {
   float* logits;
   const SamplingSettings* settings;

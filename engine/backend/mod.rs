@@ -5,11 +5,13 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod sampling;
 
-use crate::Result;
+use self::sampling::{Choices, SamplingBatch, SamplingLimits};
 use crate::graph::fuse::Fusion;
 use crate::graph::{Graph, Layout, Node, Plan, Sizes};
 use crate::tensor::{DType, HostTensor};
+use crate::{Error, Result};
 
 /// What a device is and has.
 #[derive(Debug, Clone)]
@@ -90,4 +92,17 @@ pub trait Program: Send {
 
     /// Copies output `index` of the last run to `into`, row-major f32.
     fn read(&mut self, index: usize, into: &mut Vec<f32>) -> Result<()>;
+
+    /// What rows may ask of [`Program::sample`]. `None` where this program does not choose tokens: `run` it, `read` its
+    /// logits and choose on the host.
+    fn sampling(&self) -> Option<SamplingLimits> {
+        None
+    }
+
+    /// Runs as `run` does without a probe, then chooses a token from every row of output 0, which is all that is copied
+    /// back. Afterwards `read` has the logits of the rows that `rows` leaves to the host; those of others are changed by
+    /// their settings. The tokens are those of the host's sampler, and a row's choice depends on that row alone.
+    fn sample(&mut self, _: &Sizes, _: &[Input], _rows: &SamplingBatch, _into: &mut Choices) -> Result<()> {
+        Err(Error::Internal("asked to choose tokens, which this program does not do".to_string()))
+    }
 }

@@ -169,6 +169,7 @@ impl Engine {
             busy: busy.clone(),
             probe: options.probe,
             sampler: Sampler::new(limits.vocab_size),
+            rows: Default::default(),
             live: Default::default(),
             next_id: 0,
         };

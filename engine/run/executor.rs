@@ -1,8 +1,10 @@
 //! Where the two rivers meet: a scheduler's batch goes through the programs that models and backend made.
 //!
-//! In: a backend, a family, a checkpoint; batches and tiles. Out: rows of logits. Owns: the compiled programs.
-//! Not here: which sequence runs, what is sampled.
+//! In: a backend, a family, a checkpoint; batches and tiles. Out: rows of logits, or tokens where the device chooses them.
+//! Owns: the compiled programs. Not here: which sequence runs, how it is sampled.
 
+use super::choose::Row;
+use crate::backend::sampling::{Choices, SamplingBatch, SamplingLimits};
 use crate::backend::{Backend, Bucket, Input, Needs, Probe, Program, WeightHandle};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::storage::convert;
@@ -45,6 +47,9 @@ pub struct Executor {
     decoder: Box<dyn Program>,
     max_patches: usize,
     max_images: usize,
+    /// What the decoder takes where it chooses tokens itself.
+    sampling: Option<SamplingLimits>,
+    choices: Choices,
     logits: Vec<f32>,
 }
 
@@ -69,7 +74,20 @@ impl Executor {
         };
         let encoder = compile(plans.encoder, &plans.encoder_buckets)?;
         let decoder = compile(plans.decoder, &plans.decoder_buckets)?;
-        Ok(Executor { encoder, decoder, max_patches: options.max_patches, max_images, logits: Vec::new() })
+        Ok(Executor {
+            sampling: decoder.sampling(),
+            encoder,
+            decoder,
+            max_patches: options.max_patches,
+            max_images,
+            choices: Choices::default(),
+            logits: Vec::new(),
+        })
+    }
+
+    /// What rows may ask of the device; `None` where it gives logits only.
+    pub fn sampling(&self) -> Option<SamplingLimits> {
+        self.sampling
     }
 
     /// Encodes tiles into the slab, each to the rows that start at its number.
@@ -106,8 +124,14 @@ impl Executor {
         Ok(())
     }
 
-    /// Runs one step and returns its logits, `[logit_rows, vocab_size]`.
-    pub fn step(&mut self, b: &BatchInputs, probe: Option<&mut Probe>) -> Result<&mut [f32]> {
+    /// Runs one step and gives what came of its rows, in their order. The device chooses tokens as `rows` says; without
+    /// it, all rows are logits. A probe sees a step without choices, so it takes no `rows`.
+    pub fn step(
+        &mut self,
+        b: &BatchInputs,
+        rows: Option<&SamplingBatch>,
+        probe: Option<&mut Probe>,
+    ) -> Result<impl Iterator<Item = Row<'_>>> {
         let sizes = Sizes::default()
             .with(Sym::Tokens, b.token_ids.len())
             .with(Sym::Seqs, b.context_lens.len())
@@ -125,9 +149,29 @@ impl Executor {
             &b.logit_rows,
         ]
         .map(|x| Input::Int(x));
-        self.decoder.run(&sizes, &inputs, probe)?;
-        self.decoder.read(0, &mut self.logits)?;
-        Ok(&mut self.logits)
+        let count = b.logit_rows.len();
+        match rows {
+            Some(rows) => self.decoder.sample(&sizes, &inputs, rows, &mut self.choices)?,
+            None => self.decoder.run(&sizes, &inputs, probe)?,
+        }
+        let on_host = rows.map(SamplingBatch::on_host);
+        self.logits.clear();
+        if on_host.is_none_or(|rows| rows.contains(&true)) {
+            self.decoder.read(0, &mut self.logits)?;
+        }
+        let (logits, choices) = (&mut self.logits, &self.choices);
+        let vocab = (logits.len() / count.max(1)).max(1);
+        let mut logits = logits.chunks_exact_mut(vocab);
+        Ok((0..count).map(move |row| {
+            let logits = logits.next();
+            match on_host.is_none_or(|rows| rows[row]) {
+                true => Row::Logits(logits.unwrap_or_default()),
+                false => {
+                    let (choice, top) = choices.row(row);
+                    Row::Choice(choice, top)
+                }
+            }
+        }))
     }
 }
 

@@ -3,6 +3,7 @@
 //! In: requests. Out: events. `executor.rs` is where models and backends meet; `worker.rs` is the loop.
 
 mod capacity;
+pub mod choose;
 pub mod engine;
 pub mod executor;
 pub mod logits;

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::choose::{self, Row};
 use super::executor::Executor;
 use super::logits::LogitsProcessors;
 use super::mailbox::Mailbox;
@@ -18,6 +19,7 @@ use super::sampler::Sampler;
 use super::sampling_params::SamplingParams;
 use super::stop::{StopMatcher, StopOutcome};
 use crate::backend::Probe;
+use crate::backend::sampling::{SamplingBatch, SamplingLimits};
 use crate::graph::Node;
 use crate::input::detokenizer::Detokenizer;
 use crate::models::Tile;
@@ -46,6 +48,8 @@ pub struct Worker {
     pub probe: Option<OwnedProbe>,
     /// Scratch memory of sampling.
     pub sampler: Sampler,
+    /// What the rows of a step ask the device.
+    pub rows: SamplingBatch,
     pub live: HashMap<SeqId, Live>,
     pub next_id: u64,
 }
@@ -174,7 +178,7 @@ impl Worker {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<()> {
-        let Worker { frontend, executor, live, probe, sampler, .. } = self;
+        let Worker { frontend, executor, live, probe, sampler, rows, .. } = self;
         let mut tiles = Vec::with_capacity(batch.encode.len());
         for item in &batch.encode {
             let owner = live.get(&item.seq).and_then(|l| l.tiles.get(item.span));
@@ -184,11 +188,19 @@ impl Worker {
         if !tiles.is_empty() {
             executor.encode(&*frontend.family, &tiles, probe.as_mut().map(|p| p as &mut Probe))?;
         }
-        let logits = executor.step(&batch.inputs, probe.as_mut().map(|p| p as &mut Probe))?;
+        rows.clear();
+        let limits = executor.sampling().filter(|_| probe.is_none());
+        for id in batch.sampling() {
+            match (live.get(&id), &limits) {
+                (Some(l), Some(limits)) => l.ask(rows, limits),
+                _ => rows.push_for_host(),
+            }
+        }
+        let rows = limits.map(|_| &*rows);
+        let results = executor.step(&batch.inputs, rows, probe.as_mut().map(|p| p as &mut Probe))?;
 
-        let vocab_size = frontend.vocab_size;
         let mut sampled = Vec::with_capacity(batch.inputs.logit_rows.len());
-        for (id, row) in batch.sampling().zip(logits.chunks_exact_mut(vocab_size)) {
+        for (id, row) in batch.sampling().zip(results) {
             let Some(l) = live.get_mut(&id) else { continue };
             let (token, ended) = l.take_token(row, sampler)?;
             sampled.push((id, token, ended));
@@ -203,15 +215,20 @@ impl Worker {
 }
 
 impl Live {
-    /// Samples the next token from its logits and tells what is certain of the text. True where the answer ends here.
-    fn take_token(&mut self, row: &mut [f32], sampler: &mut Sampler) -> Result<(u32, bool)> {
+    /// Asks the device for the next token.
+    fn ask(&self, rows: &mut SamplingBatch, limits: &SamplingLimits) {
+        choose::ask(rows, limits, &self.params, &self.processors, self.answer.token_ids.len() as u64);
+    }
+
+    /// Takes the next token and tells what is certain of the text. True where the answer ends here.
+    fn take_token(&mut self, row: Row, sampler: &mut Sampler) -> Result<(u32, bool)> {
         let now = Instant::now();
         let first = *self.first_token.get_or_insert(now);
         self.answer.timings.prefill_s = (first - self.admitted).as_secs_f64();
         self.answer.timings.decode_s = (now - first).as_secs_f64();
 
-        self.processors.apply(row);
-        let sampled = sampler.sample(row, &self.params, self.answer.token_ids.len() as u64)?;
+        let position = self.answer.token_ids.len() as u64;
+        let sampled = choose::take(row, sampler, &self.params, &self.processors, position)?;
         let token_id = sampled.token;
         self.processors.observe(token_id);
         self.answer.token_ids.push(token_id);

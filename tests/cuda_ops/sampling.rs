@@ -2,7 +2,8 @@
 //! tokens, the same lists of likely tokens, log-probabilities within 1e-5.
 
 use engine::Result;
-use engine::backend::cuda::ops::sampling::{Sampling, SamplingChoice, SamplingSettings, SamplingTop};
+use engine::backend::cuda::ops::sampling::Sampling;
+use engine::backend::sampling::{SamplingChoice, SamplingSettings, SamplingTop};
 use engine::run::logits::LogitsProcessors;
 use engine::run::sampler::{Sampled, Sampler};
 use engine::run::sampling_params::SamplingParams;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::program::CudaProgram;
 use super::scratch::ScratchBytes;
 use super::staging::StagingLayout;
-use super::{Cuda, DeviceBuffer, ROW_ALIGN, Stream, lower, upload};
+use super::{Cuda, DeviceBuffer, ROW_ALIGN, Stream, chooser, lower, upload};
 use crate::backend::{Backend, Bucket, DeviceInfo, Needs, Program, WeightHandle};
 use crate::graph::fuse::Fusion;
 use crate::graph::{Graph, Layout, Node, Plan};
@@ -118,9 +118,10 @@ impl Backend for CudaBackend {
         let arrays = buckets.iter().map(|b| StagingLayout::new(&plan.graph, &b.sizes, &plan.layout).bytes()).max();
         let multiprocessors = self.shared.cuda.device().multiprocessors() as usize;
         let scratch = ScratchBytes::of(plan, buckets, multiprocessors).total();
+        let choices = chooser::block_bytes(&plan.graph, buckets);
         Some(Needs {
             weights: upload::bytes(&plan.graph) as u64,
-            workspace: (plan.arena_bytes + arrays.unwrap_or(0) + scratch) as u64,
+            workspace: (plan.arena_bytes + arrays.unwrap_or(0) + scratch + choices) as u64,
         })
     }
 

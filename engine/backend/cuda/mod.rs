@@ -7,6 +7,7 @@
 //! Nothing of CUDA is loaded before [`Cuda::open`] is called.
 
 mod backend;
+mod chooser;
 pub mod driver;
 pub mod kernels;
 pub mod launch;

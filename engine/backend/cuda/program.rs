@@ -3,17 +3,20 @@
 //! In: a plan, weights, states; sizes and arrays of a step. Out: rows of results. Owns: the arena, the blocks through
 //! which a step's arrays and results travel, prepared launches, recorded graphs. A step is one copy to the GPU, the
 //! launches of the smallest bucket that holds it, one copy back; nothing is allocated and nobody waits in between.
+//! Where the results are logits, the launches end with choosing tokens, and those are what is copied back.
 //! Not here: which kernel an operation takes (`lower.rs`).
 
 use std::sync::Arc;
 
 use super::backend::Shared;
-use super::driver::{CapturedGraph, DeviceBuffer, PinnedBuffer};
+use super::chooser::{self, Chooser};
+use super::driver::{CapturedGraph, DeviceBuffer, PinnedBuffer, Stream};
 use super::lower::Lowering;
 use super::scratch::Scratch;
 use super::staging::{Staging, StagingLayout, widen};
 use super::upload::Weights;
 use super::{Launch, lower};
+use crate::backend::sampling::{Choices, SamplingBatch, SamplingLimits};
 use crate::backend::{Bucket, Input, Probe, Program};
 use crate::graph::{Kind, NodeId, Plan, Sizes, Sym};
 use crate::tensor::HostTensor;
@@ -27,6 +30,7 @@ pub struct CudaProgram {
     staging: Staging,
     arena: DeviceBuffer,
     results: PinnedBuffer,
+    chooser: Option<Chooser>,
     /// Sizes of the last run.
     sizes: Sizes,
     /// Read by the launches, which hold addresses only.
@@ -41,7 +45,17 @@ struct Prepared {
     place: StagingLayout,
     /// In the order of the nodes that they belong to.
     launches: Vec<(NodeId, Launch)>,
+    /// What chooses tokens from the results of `launches`.
+    choose: Vec<Launch>,
     recorded: Option<CapturedGraph>,
+}
+
+impl Prepared {
+    /// Launch by launch.
+    fn enqueue(&self, stream: &Stream) -> Result<()> {
+        let mut all = self.launches.iter().map(|(_, launch)| launch).chain(&self.choose);
+        all.try_for_each(|launch| launch.enqueue(stream))
+    }
 }
 
 impl CudaProgram {
@@ -61,7 +75,9 @@ impl CudaProgram {
         let staging = Staging::new(&shared.stream, name, places.iter().map(StagingLayout::bytes).max().unwrap_or(0))?;
         let arena = device.alloc(&format!("values of the {name}"), plan.arena_bytes)?;
         let results_bytes = plan.graph.outputs.iter().map(|o| plan.graph.node(*o).ty.shape.elements(&plan.bucket) * 4);
-        let results = PinnedBuffer::new(device, &format!("results of the {name}"), results_bytes.max().unwrap_or(0))?;
+        let results_bytes = results_bytes.max().unwrap_or(0).max(chooser::result_bytes(&plan.graph, buckets));
+        let results = PinnedBuffer::new(device, &format!("results of the {name}"), results_bytes)?;
+        let chooser = Chooser::new(&shared, &plan.graph, buckets)?;
         let scratch = Scratch::new(&shared, &plan, buckets)?;
         let weights = Weights::alloc(device, &plan.graph)?;
         weights.fill(&plan.graph, tensors, shared.dtype)?;
@@ -80,7 +96,15 @@ impl CudaProgram {
                 states: &states,
             };
             let launches = lowering.launches()?;
-            prepared.push(Prepared { bucket: *bucket, place, launches, recorded: None });
+            let choose = match (&chooser, chooser::logits_of(&plan.graph, &bucket.sizes)) {
+                (Some(chooser), Some(logits)) => {
+                    let at = plan.place(logits.node).ok_or_else(|| Error::Internal(format!("{name}: no logits")))?;
+                    let values = arena.slice(at.offset, logits.rows * logits.vocab * 4)?;
+                    chooser.launches(&shared.cuda, logits, values, &staging, &place)?
+                }
+                _ => Vec::new(),
+            };
+            prepared.push(Prepared { bucket: *bucket, place, launches, choose, recorded: None });
         }
         let mut program = CudaProgram {
             sizes: Sizes::default(),
@@ -88,6 +112,7 @@ impl CudaProgram {
             staging,
             arena,
             results,
+            chooser,
             _scratch: scratch,
             _weights: weights,
             _states: states,
@@ -109,10 +134,9 @@ impl CudaProgram {
             self.send_nothing(i)?;
             let stream = &self.shared.stream;
             let prepared = &mut self.buckets[i];
-            let enqueue = || prepared.launches.iter().try_for_each(|(_, launch)| launch.enqueue(stream));
-            enqueue()?;
+            prepared.enqueue(stream)?;
             stream.synchronize()?;
-            prepared.recorded = Some(CapturedGraph::capture(stream, enqueue)?);
+            prepared.recorded = Some(CapturedGraph::capture(stream, || prepared.enqueue(stream))?);
         }
         Ok(())
     }
@@ -133,7 +157,7 @@ impl CudaProgram {
             })
             .collect();
         let Shared { stream, dtype, .. } = &*self.shared;
-        self.staging.send(&self.plan, &self.buckets[i].place, *dtype, &none, &inputs, stream)
+        self.staging.send(&self.plan, &self.buckets[i].place, *dtype, (&none, &inputs, None), stream)
     }
 
     /// The smallest bucket that holds a run. Steps of one token a sequence have buckets of their own.
@@ -148,6 +172,24 @@ impl CudaProgram {
                 self.plan.graph.name, self.plan.bucket
             ))
         })
+    }
+
+    /// Sends a run's arrays; says which bucket's launches are for it.
+    fn send(&mut self, sizes: &Sizes, inputs: &[Input], rows: Option<&SamplingBatch>) -> Result<usize> {
+        let bucket = self.bucket_for(sizes)?;
+        self.sizes = *sizes;
+        let Shared { stream, dtype, .. } = &*self.shared;
+        self.staging.send(&self.plan, &self.buckets[bucket].place, *dtype, (sizes, inputs, rows), stream)?;
+        Ok(bucket)
+    }
+
+    /// Puts the launches of a bucket into the stream.
+    fn start(&mut self, bucket: usize) -> Result<()> {
+        let (prepared, stream) = (&mut self.buckets[bucket], &self.shared.stream);
+        match &mut prepared.recorded {
+            Some(graph) => graph.launch(stream),
+            None => prepared.enqueue(stream),
+        }
     }
 
     /// Runs launch by launch and shows every value.
@@ -185,18 +227,10 @@ impl CudaProgram {
 
 impl Program for CudaProgram {
     fn run(&mut self, sizes: &Sizes, inputs: &[Input], probe: Option<&mut Probe>) -> Result<()> {
-        let bucket = self.bucket_for(sizes)?;
-        self.sizes = *sizes;
-        let Shared { stream, dtype, .. } = &*self.shared;
-        let place = &self.buckets[bucket].place;
-        self.staging.send(&self.plan, place, *dtype, sizes, inputs, stream)?;
-        if let Some(probe) = probe {
-            return self.run_probed(bucket, sizes, probe);
-        }
-        let Prepared { launches, recorded, .. } = &mut self.buckets[bucket];
-        match recorded {
-            Some(graph) => graph.launch(stream),
-            None => launches.iter().try_for_each(|(_, launch)| launch.enqueue(stream)),
+        let bucket = self.send(sizes, inputs, None)?;
+        match probe {
+            Some(probe) => self.run_probed(bucket, sizes, probe),
+            None => self.start(bucket),
         }
     }
 
@@ -216,6 +250,19 @@ impl Program for CudaProgram {
         stream.synchronize()?;
         into.extend(self.results.as_slice()[..bytes].as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)));
         Ok(())
+    }
+
+    fn sampling(&self) -> Option<SamplingLimits> {
+        self.chooser.as_ref().map(|_| chooser::LIMITS)
+    }
+
+    fn sample(&mut self, sizes: &Sizes, inputs: &[Input], rows: &SamplingBatch, into: &mut Choices) -> Result<()> {
+        let bucket = self.send(sizes, inputs, Some(rows))?;
+        self.start(bucket)?;
+        let none = || Error::Internal(format!("{}: no tokens are chosen here", self.plan.graph.name));
+        let chooser = self.chooser.as_ref().ok_or_else(none)?;
+        let most = self.buckets[bucket].bucket.sizes.get(Sym::LogitRows);
+        chooser.read(&self.shared, &mut self.results, most, rows, into)
     }
 }
 

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use super::chooser;
 use super::driver::{DeviceBuffer, DeviceSlice, Event, PinnedBuffer, Stream};
 use crate::backend::Input;
-use crate::graph::{Dim, Graph, Kind, Layout, NodeId, Plan, Sizes};
+use crate::backend::sampling::{SamplingBatch, SamplingSettings};
+use crate::graph::{Dim, Graph, Kind, Layout, NodeId, Plan, Sizes, Sym};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -25,7 +27,16 @@ pub struct StagingLayout {
     dims: Vec<Dim>,
     /// By input node: bytes from the start of the block, bytes under the bucket's sizes.
     arrays: HashMap<NodeId, (usize, usize)>,
+    sampling: Option<SamplingPlace>,
     bytes: usize,
+}
+
+/// Where the settings of sampled rows lie, and after them their lists of token ids, of which a step sends as much as it
+/// has. Bytes from the start of the block, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplingPlace {
+    pub settings: (usize, usize),
+    pub ids: (usize, usize),
 }
 
 impl StagingLayout {
@@ -45,7 +56,14 @@ impl StagingLayout {
             arrays.insert(id, (at, bytes));
             at = (at + bytes).next_multiple_of(layout.value_align);
         }
-        StagingLayout { dims, arrays, bytes: at }
+        let sampling = chooser::logits_of(graph, bucket).map(|logits| {
+            let settings = (at, logits.rows * size_of::<SamplingSettings>());
+            let start = (at + settings.1).next_multiple_of(layout.value_align);
+            let ids = (start, logits.rows * chooser::LIMITS.ids * 4);
+            at = start + ids.1;
+            SamplingPlace { settings, ids }
+        });
+        StagingLayout { dims, arrays, sampling, bytes: at }
     }
 
     /// Bytes of the block.
@@ -56,6 +74,11 @@ impl StagingLayout {
     /// Bytes from the start of the block to the i32 that holds a size.
     pub fn size_offset(&self, dim: Dim) -> Option<usize> {
         self.dims.iter().position(|d| *d == dim).map(|i| i * 4)
+    }
+
+    /// Of a graph whose logits tokens are chosen from.
+    pub fn sampling(&self) -> Option<SamplingPlace> {
+        self.sampling
     }
 
     /// (bytes from the start of the block, bytes) of an input.
@@ -90,14 +113,13 @@ impl Staging {
     }
 
     /// Writes the arrays of a run and puts one copy into the stream. Floats become `dtype`, in rows of the backend's
-    /// stride.
+    /// stride. `rows` says how tokens are chosen; without it the logits stay as they are.
     pub fn send(
         &mut self,
         plan: &Plan,
         place: &StagingLayout,
         dtype: DType,
-        sizes: &Sizes,
-        inputs: &[Input],
+        (sizes, inputs, rows): (&Sizes, &[Input], Option<&SamplingBatch>),
         stream: &Stream,
     ) -> Result<()> {
         let Plan { graph, layout, .. } = plan;
@@ -142,10 +164,45 @@ impl Staging {
                 _ => return Err(fault("of the wrong kind".into())),
             }
         }
+        let end = match place.sampling {
+            Some(place) => write_sampling(host, place, sizes.get(Sym::LogitRows), rows)?,
+            None => place.bytes,
+        };
         // SAFETY: the block is not written before `copied` has passed, which is recorded right after the copy.
-        unsafe { self.host.copy_to_device(0..place.bytes, &self.device.slice(0, place.bytes)?, stream)? };
+        unsafe { self.host.copy_to_device(0..end, &self.device.slice(0, end)?, stream)? };
         self.copied.record(stream)
     }
+}
+
+/// Writes the settings of `count` rows and their lists; says where the last of it ends.
+fn write_sampling(
+    host: &mut [u8],
+    SamplingPlace { settings, ids }: SamplingPlace,
+    count: usize,
+    rows: Option<&SamplingBatch>,
+) -> Result<usize> {
+    let bytes = count * size_of::<SamplingSettings>();
+    let fault = |what: String| Error::Internal(format!("sampling {count} rows, {what}"));
+    if bytes > settings.1 {
+        return Err(fault("more than the bucket has".into()));
+    }
+    let to = &mut host[settings.0..][..bytes];
+    let Some(rows) = rows else {
+        let none = SamplingSettings::default();
+        to.chunks_exact_mut(size_of_val(&none)).for_each(|row| row.copy_from_slice(bytemuck::bytes_of(&none)));
+        return Ok(settings.0 + bytes);
+    };
+    if rows.settings().len() != count {
+        return Err(fault(format!("given {}", rows.settings().len())));
+    }
+    to.copy_from_slice(bytemuck::cast_slice(rows.settings()));
+    if rows.ids().is_empty() {
+        return Ok(settings.0 + bytes);
+    }
+    let list: &[u8] = bytemuck::cast_slice(rows.ids());
+    let to = host[ids.0..][..ids.1].get_mut(..list.len()).ok_or_else(|| fault(format!("{} ids", rows.ids().len())))?;
+    to.copy_from_slice(list);
+    Ok(ids.0 + list.len())
 }
 
 /// Rounds floats to the start of `to`.
@@ -171,7 +228,7 @@ pub fn widen(dtype: DType, from: &[u8], cols: usize, stride: usize, to: &mut Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Builder, Shape, Sym};
+    use crate::graph::{Builder, Shape};
 
     #[test]
     fn sizes_come_first_and_arrays_do_not_overlap() {
@@ -188,6 +245,37 @@ mod tests {
         assert_eq!(place.size_offset(Sym::Tokens.into()), None);
         assert_eq!((place.array(x), place.array(cu)), (Some((256, 33 * 16 * 2)), Some((1536, 12))));
         assert_eq!(place.bytes(), 1792);
+    }
+
+    #[test]
+    fn settings_follow_the_arrays_and_lists_are_sent_as_far_as_they_go() {
+        let b = Builder::new("g");
+        let x = b.float_input("x", Shape::matrix(Sym::LogitRows, 12));
+        let y = b.linear("y", x, 40);
+        let graph = b.finish(&[y]).unwrap();
+        let layout = Layout { float_bytes: 2, row_align: 8, value_align: 256 };
+        let place = StagingLayout::new(&graph, &Sizes::default().with(Sym::LogitRows, 3), &layout);
+        let sampling = place.sampling().unwrap();
+        let ids = 3 * chooser::LIMITS.ids * 4;
+        assert_eq!(sampling, SamplingPlace { settings: (512, 192), ids: (768, ids) });
+        assert_eq!(place.bytes(), 768 + ids);
+
+        let mut host = vec![0xff; place.bytes()];
+        let none = bytemuck::bytes_of(&SamplingSettings::default()).repeat(2);
+        assert_eq!(write_sampling(&mut host, sampling, 2, None).unwrap(), 512 + 128);
+        assert_eq!((&host[512..640], host[640]), (none.as_slice(), 0xff));
+        let mut rows = SamplingBatch::default();
+        rows.push_for_host();
+        rows.push(&chooser::LIMITS, SamplingSettings::default(), [&[], &[]], |_| {});
+        assert_eq!(write_sampling(&mut host, sampling, 2, Some(&rows)).unwrap(), 512 + 128);
+        rows.push(&chooser::LIMITS, SamplingSettings::default(), [&[7, 5], &[]], |ban| ban(6));
+        assert_eq!(write_sampling(&mut host, sampling, 3, Some(&rows)).unwrap(), 768 + 12);
+        assert_eq!(host[768..780], [7, 5, 6].map(i32::to_ne_bytes).concat());
+        // Rows that the step does not have, or the bucket.
+        assert!(write_sampling(&mut host, sampling, 2, Some(&rows)).is_err());
+        assert!(write_sampling(&mut host, sampling, 4, None).is_err());
+        let place = SamplingPlace { ids: (768, 8), ..sampling };
+        assert!(write_sampling(&mut host, place, 3, Some(&rows)).is_err());
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! Choosing tokens on the device (kernels/sampling.cu): one scan of the logits, one choice a row.
 //!
-//! In: logits on the device, settings and token lists that the host fills every step. Out: two launches; the meaning of
-//! what they write. Owns: the layout of settings and choices. Not here: what a setting means (`run/sampler.rs`), which
-//! tokens are penalised, forced or banned (`run/logits.rs`).
+//! In: logits on the device, settings and token lists that the host fills every step. Out: two launches. Owns: how the
+//! work is split. Not here: the layout of settings and choices (`backend/sampling.rs`).
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops};
+use crate::backend::sampling::{SamplingChoice, SamplingSettings, SamplingTop};
 use crate::{Error, Result};
 
-/// Masses are 64-bit integers, which this many weights of 1 would fill; token ids are searched in as many bits.
-const MAX_VOCAB: usize = 1 << 19;
+/// Masses are 64-bit integers, which one weight of 1 more would fill; token ids are searched in 19 bits.
+pub const MAX_VOCAB: usize = (1 << 19) - 1;
+/// Blocks of the scan's second dimension.
+pub const MAX_ROWS: usize = u16::MAX as usize;
 /// Parts of a row in the scan: one lane each in the choice.
 const MAX_PARTS: usize = 32;
 const MAX_TOP: usize = 1024;
@@ -18,99 +20,6 @@ const SCAN_THREADS: u32 = 256;
 const CHOOSE_THREADS: u32 = 1024;
 /// Bytes of one part's result.
 const PART_BYTES: usize = 16;
-
-/// How a row's token is chosen. Mirrors `SamplingSettings` in kernels/sampling.cu.
-///
-/// Ranges are those of the list of token ids. A forced list that is not empty leaves its tokens alone, all with logit 0;
-/// banned tokens are out even then. So a host whose processors ban, then force, then suppress hands over the last two.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct SamplingSettings {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    pub repetition_penalty: f32,
-    /// 0 is off.
-    pub top_k: i32,
-    /// Most likely tokens that are wanted with their logits; -1 when no log-probabilities are wanted at all.
-    pub num_top: i32,
-    /// Tokens under the repetition penalty, each once.
-    pub penalized: [i32; 2],
-    pub forced: [i32; 2],
-    pub banned: [i32; 2],
-    pub seed: u64,
-    /// Of the token in the answer, from 0.
-    pub position: u64,
-}
-const _: () = assert!(size_of::<SamplingSettings>() == 64);
-
-impl Default for SamplingSettings {
-    /// Greedy, without any processing.
-    fn default() -> SamplingSettings {
-        SamplingSettings { top_p: 1.0, repetition_penalty: 1.0, num_top: -1, ..Zeroable::zeroed() }
-    }
-}
-
-/// What was chosen for a row. Mirrors `SamplingChoice` in kernels/sampling.cu.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct SamplingChoice {
-    pub token: i32,
-    /// 0; 1 for a logit that is no number or infinite; 2 where processing left no token.
-    pub status: i32,
-    /// The token's logit after temperature.
-    pub value: f32,
-    /// The greatest logit after temperature.
-    pub max: f32,
-    /// Of `exp(logit - max)` over the tokens that stay; where log-probabilities are wanted or a token was drawn.
-    pub sum: f64,
-    /// Entries of the row's list of likely tokens, in no order.
-    pub num_top: i32,
-    unused: i32,
-}
-const _: () = assert!(size_of::<SamplingChoice>() == 32);
-
-/// A likely token and its logit after temperature. Mirrors `SamplingTop` in kernels/sampling.cu.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct SamplingTop {
-    pub token: i32,
-    pub value: f32,
-}
-
-impl SamplingChoice {
-    /// Errors: [`Error::Model`] for a logit that is not a number or infinite, [`Error::Request`] where no token is left,
-    /// both for the token at `position` of the answer.
-    pub fn check(&self, position: u64) -> Result<()> {
-        match self.status {
-            0 => Ok(()),
-            1 => Err(Error::Model(format!(
-                "token {position} of the answer: logit {} is {}: the model overflows; try --dtype f32 or bf16",
-                self.token, self.value
-            ))),
-            _ => Err(Error::Request(format!(
-                "token {position} of the answer: bad words, suppressed tokens and minimum length leave no token to choose"
-            ))),
-        }
-    }
-
-    /// Natural log-probability of a token with this logit; of the chosen one with `self.value`.
-    pub fn logprob(&self, value: f32) -> f32 {
-        (f64::from(value - self.max) - self.sum.ln()) as f32
-    }
-
-    /// The likely tokens with their log-probabilities, most likely first, of equal ones the lower id first. `entries` is
-    /// the row's list as the device left it.
-    pub fn top(&self, entries: &[SamplingTop]) -> Vec<(u32, f32)> {
-        let count = usize::try_from(self.num_top).unwrap_or(0).min(entries.len());
-        let mut entries = entries[..count].to_vec();
-        entries.sort_unstable_by(|a, b| b.value.total_cmp(&a.value).then(a.token.cmp(&b.token)));
-        entries.iter().map(|e| (e.token as u32, self.logprob(e.value))).collect()
-    }
-}
 
 /// Mirrors `SamplingArgs` in kernels/sampling.cu.
 #[repr(C)]
@@ -165,14 +74,10 @@ impl Sampling<'_> {
     /// Errors: slices too small, a vocabulary or a list too large, the driver's.
     pub fn prepare(&self, cuda: &Cuda) -> Result<Vec<Launch>> {
         let (op, rows) = ("sampling", self.rows);
-        if self.vocab == 0 || self.vocab >= MAX_VOCAB {
-            return Err(Error::Unsupported(format!(
-                "{op}: a vocabulary of {}, expected 1 to {}",
-                self.vocab,
-                MAX_VOCAB - 1
-            )));
+        if self.vocab == 0 || self.vocab > MAX_VOCAB {
+            return Err(Error::Unsupported(format!("{op}: a vocabulary of {}, expected 1 to {MAX_VOCAB}", self.vocab)));
         }
-        if rows == 0 || rows > usize::from(u16::MAX) || self.max_top > MAX_TOP {
+        if rows == 0 || rows > MAX_ROWS || self.max_top > MAX_TOP {
             return Err(Error::Internal(format!("{op}: {rows} rows with {} likely tokens each", self.max_top)));
         }
         for (name, slice, bytes) in [
