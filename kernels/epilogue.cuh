@@ -105,14 +105,24 @@ struct Epilogue {
     }
   }
 
+  // A sum of products with the scale of its weights.
+  __device__ __forceinline__ float4 scaled(float4 v) const {
+    if constexpr (kScaled) v = make_float4(v.x * scale.x, v.y * scale.y, v.z * scale.z, v.w * scale.w);
+    return v;
+  }
+
+  __device__ __forceinline__ float4 biased(float4 v) const {
+    return make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+  }
+
   __device__ __forceinline__ void store(const LinearArgs& args, int row, float4 v) const {
     if (count == 0) return;
-    if constexpr (kScaled) v = make_float4(v.x * scale.x, v.y * scale.y, v.z * scale.z, v.w * scale.w);
+    v = scaled(v);
     if constexpr (kScaledRows) {
       const float s = args.x_scales[row];
       v = make_float4(v.x * s, v.y * s, v.z * s, v.w * s);
     }
-    v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+    v = biased(v);
     if (args.flags & kGated) {
       const float first = activate(v.x, args.activation) * v.y, second = activate(v.z, args.activation) * v.w;
       T* y = static_cast<T*>(args.y) + static_cast<size_t>(row) * args.y_stride + col;

@@ -1,11 +1,13 @@
 // The body of the kernels for few rows: streams of weights, rings of x, products, sums over warps and splits of k,
-// epilogue. For gemv.cu (weights as stored), gemv_int8.cu, gemv_int4.cu.
+// epilogue. For gemv.cu (weights as stored), gemv_int8.cu, gemv_int4.cu; with what comes before and after a layer's
+// product in the same launch, for gemv_norm.cu and gemv_qkv.cu.
 //
-// Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh).
+// Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh, qkv.cuh).
 #pragma once
 
 #include "epilogue.cuh"
 #include "packed.cuh"
+#include "qkv.cuh"
 
 namespace engine {
 
@@ -27,6 +29,14 @@ struct Copy {
     from = static_cast<const char*>(args.x) + (static_cast<size_t>(row) * args.x_stride + at) * sizeof(T);
     to = ring + row * kChunks * 16 + (chunk ^ row) * 16;
     left = args.k - at;
+  }
+
+  // The weight of x's norm beside x's next unit, as one more row of the ring, in order: all who read it read one chunk.
+  __device__ __forceinline__ void next_weight(const LinearArgs& args, const void* weight, uint32_t stage) const {
+    if (row != 0) return;
+    const int at = left > 0 ? args.k - left : 0;
+    cp_async<16>(to + args.rows * kChunks * 16 + stage, static_cast<const T*>(weight) + at,
+                 max(min(left, 8), 0) * static_cast<int>(sizeof(T)));
   }
 
   // The next unit of this warp into its ring at `stage` bytes; columns from k on become zero. Chunk c of row r lies at
@@ -69,9 +79,11 @@ __device__ __forceinline__ void copy_scales(const LinearArgs& args, uint32_t sha
 }
 
 // F: the storage of weights (packed.cuh). Up to kRows rows of x, 8 or 16; 16 kTiles rows of w a block; a unit is
-// 16 kUnit columns.
-template <typename F, int kRows, int kTiles, int kUnit>
-__device__ __forceinline__ void gemv(const LinearArgs& args) {
+// 16 kUnit columns. kNorm: x is normalised first; kQkv: y is q, k and v of attention (qkv.cuh).
+template <typename F, int kRows, int kTiles, int kUnit, bool kNorm = false, bool kQkv = false, typename More = int>
+__device__ __forceinline__ void gemv(const LinearArgs& args, const More& more = {}) {
+  static_assert(!kNorm || kRows == 8, "rows 8 to 15 of the multiply hold the norm's weight");
+  static_assert(!F::kGroups || (!kNorm && !kQkv), "what they need lies where scales do");
   using T = typename F::Element;
   extern __shared__ __align__(256) char shared[];
   const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
@@ -105,12 +117,18 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
   const int rows = live_rows(args);
   if (rows <= 0) return;
 
-  const uint32_t stage_bytes = args.rows * kUnit * 32;
+  const uint32_t stage_bytes = (args.rows + kNorm) * kUnit * 32;
   const uint32_t ring = shared_address(shared) + warp * 2 * stage_bytes;
   Copy<T, kRows, kUnit> copy(args, ring, unit, lane);
   // Of grouped storage: a ring of two units of scales and offsets, behind that of x.
   const uint32_t scales = shared_address(shared) + kWarps * 2 * stage_bytes + warp * 2 * kScalesBytes<kTiles>;
+  constexpr int kVectors = kTiles * 4;  // of four columns
+  // Behind the rings of dense storage: for each vector of sums what turns it, then each row's factor.
+  float4* turns = reinterpret_cast<float4*>(shared + kWarps * 2 * stage_bytes);
+  float* factors = reinterpret_cast<float*>(turns + (kQkv ? args.rows * kVectors : 0));
+  if constexpr (kQkv) copy_turn(more, turns, rows, kVectors, tile0 * kTileN);
   if (unit < end) {
+    if constexpr (kNorm) copy.next_weight(args, more.norm, 0);
     copy.next(args, rows, 0);
     if constexpr (F::kGroups) copy_scales<kTiles, kUnit>(args, scales, unit, lane);
   }
@@ -118,8 +136,12 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
 
   // ldmatrix: lanes 0..15 name rows 0..15 of eight k, lanes 16..31 of the next eight. Rows beyond the batch repeat its
   // last one; their sums are not used.
-  const int x_row = min(lane % 16, rows - 1);
-  const uint32_t x_lane = ring + x_row * kUnit * 32 + ((lane / 16) ^ (x_row & 7)) * 16;
+  const int x_row = min(lane % kRows, rows - 1);
+  uint32_t x_lane = ring + x_row * kUnit * 32 + ((lane / 16) ^ (x_row & 7)) * 16;
+  // With a norm rows 8 to 15 are eight times its weight, so its elements lie in a register beside those of x that they
+  // belong to.
+  if (kNorm && lane % 16 >= 8) x_lane = ring + args.rows * kUnit * 32 + lane / 16 * 16;
+  float squares[4] = {};  // of a norm: x x^T of the first eight rows
   float sums[kTiles][8] = {};
   // Of the first eight rows, and of the next: that many of a tile's sums are of use.
   constexpr int kHalves = kRows / 8;
@@ -133,6 +155,7 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
   while (unit < end) {
     const int next = unit + kWarps;
     if (next < end) {
+      if constexpr (kNorm) copy.next_weight(args, more.norm, stage ^ stage_bytes);
       copy.next(args, rows, stage ^ stage_bytes);
       if constexpr (F::kGroups) copy_scales<kTiles, kUnit>(args, scales + (scales_stage ^ kScalesBytes<kTiles>), next, lane);
     }
@@ -155,6 +178,12 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
       uint32_t a[4];
       // Rows of a unit are aligned to their size, so the chunk's swizzle is a change of low bits.
       ldmatrix_x4(a, (x_lane + stage) ^ (u * 32));
+      if constexpr (kNorm) {
+        // The same registers are x^T as the other operand.
+        mma_m16n8k16<T>(squares, a, a[0], a[2]);
+        a[0] = a[1] = fma_pair<T>(a[0], a[1], 0x80008000u);
+        a[2] = a[3] = fma_pair<T>(a[2], a[3], 0x80008000u);
+      }
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         uint32_t b[4];
@@ -191,8 +220,8 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
   cp_async_wait<0>();
   __syncthreads();
 
-  // Sums of the warps, [warp][row][16 R] in shared memory, where x was.
-  constexpr int kVectors = kTiles * 4;  // of four columns
+  // Sums of the warps, [warp][row][16 R] in shared memory, where x was; of a norm a row's sum of squares follows.
+  constexpr int kColumns = kVectors + kNorm;
   float4* part = reinterpret_cast<float4*>(shared);
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -203,15 +232,19 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
       for (int j = 0; j < kTiles; ++j) {
         const float* s = &sums[j][half * 2];
         const float* total = totals[F::kGroups ? j : 0] + half * 4;
-        part[(warp * rows + row) * kVectors + j * 4 + t] =
+        part[(warp * rows + row) * kColumns + j * 4 + t] =
             F::kGroups ? make_float4(total[0], total[1], total[2], total[3]) : make_float4(s[0], s[1], s[4], s[5]);
+      }
+      if constexpr (kNorm) {
+        const float square = g % 2 == 0 ? squares[0] : squares[1];
+        if (t == g / 2) part[(warp * rows + row) * kColumns + kVectors] = make_float4(square, 0.0f, 0.0f, 0.0f);
       }
     }
   }
   __syncthreads();
   const auto add = [](float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); };
-  const int count = rows * kVectors, index = threadIdx.x;
-  static_assert(kRows * kVectors <= kWarps * kWarpThreads, "a thread an output vector");
+  const int count = rows * kColumns, index = threadIdx.x;
+  static_assert(kRows * kColumns <= kWarps * kWarpThreads, "a thread an output vector");
   float4 sum;
   if (index < count) {
     sum = part[index];
@@ -228,9 +261,24 @@ __device__ __forceinline__ void gemv(const LinearArgs& args) {
       for (int split = 1; split < args.splits; ++split) sum = add(sum, __ldcg(&mine[static_cast<size_t>(split) * count]));
     }
   }
+  const int row = index / kColumns, vector = index % kColumns;
+  if constexpr (kNorm) {
+    if (index < count && vector == kVectors) factors[row] = norm_factor<T>(more, args.k, sum.x);
+    __syncthreads();
+    if (vector == kVectors) return;
+  }
   if (index < count) {
-    const Epilogue<T, F::kRowScales, false> epilogue(args, tile0 * kTileN + index % kVectors * 4);
-    epilogue.store(args, index / kVectors, sum);
+    const Epilogue<T, F::kRowScales, false> epilogue(args, tile0 * kTileN + vector * 4);
+    if constexpr (kNorm) {
+      const float f = factors[row];
+      sum = make_float4(sum.x * f, sum.y * f, sum.z * f, sum.w * f);
+    }
+    if constexpr (kQkv) {
+      sum = epilogue.biased(epilogue.scaled(sum));
+      store_qkv<T>(more, row, epilogue.col, epilogue.count, sum, turns[row * kVectors + vector]);
+    } else {
+      epilogue.store(args, row, sum);
+    }
   }
 }
 

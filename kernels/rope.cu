@@ -7,22 +7,24 @@
 //
 // In      x [tokens, heads, head_dim] T, rows x_stride elements apart; positions [axes, tokens] i32; inv_freq [half] f32;
 //         axis [half] i32, null where there is one axis
-//         rope_kv: k, v [tokens, kv_heads, head_dim] T; slots [tokens] i32 (page * 16 + offset; negative: not written)
-// Out     y as x, may be x itself; rope_kv: the cache [page][K|V][kv_heads][16][head_dim] T, keys rotated
+//         rope_kv: k, v [tokens, kv_heads, head_dim] T; slots [tokens] i32 (page * 16 + offset; negative: not written).
+//         x and k are as a product with packed weights leaves them (PackedQkv in engine/backend/cuda/upload.rs): elements
+//         i and i + half of a head lie side by side, at 2 i and 2 i + 1
+// Out     y as x, may be x itself; rope_kv: in order, not x; the cache [page][K|V][kv_heads][16][head_dim] T, keys rotated
 //         T is __nv_bfloat16 or __half (suffix bf16, f16)
 // Grid    one block a token; blocks from *num_tokens on do nothing (null: every block has a token)
 // Block   a multiple of 32 up to 256 threads; a thread takes four pairs, or four values, at a time
 // Shared  8 * half bytes, rounded up: cos and sin of the token, computed once for all heads
-// Limits  Vector entries: half, head_dim and strides multiples of 4, pointers 8-byte aligned. The others
-//         (_scalar) take every size.
+// Limits  Vector entries: half, head_dim and strides multiples of 4, pointers 8-byte aligned; rope_kv: head_dim and
+//         strides multiples of 8, pointers 16-byte aligned. The others (_scalar) take every size.
 // Cost    tokens * (heads [+ 2 kv_heads]) * head_dim * sizeof(T) in and out; bound by memory
-// Numerics the angle is an f32 product, as transformers forms it, reduced by 2 pi in two steps (exact to 2^-22 up to
-//         positions of 2^22), sin.approx and cos.approx (2^-21 of 1); the rotation in f32, one rounding to T
+// Numerics angles as rotary.cuh; the rotation in f32, one rounding to T
 // Caller  engine/backend/cuda/ops/rope.rs
 // Oracle  engine/backend/cpu/rope.rs, kv_cache.rs; tests/cuda_ops/rope.rs
 
 #include "common.cuh"
 #include "pages.cuh"
+#include "rotary.cuh"
 
 using namespace engine;
 
@@ -64,21 +66,25 @@ __device__ __forceinline__ void make_table(const RopeArgs& args, int token, floa
   for (int i = threadIdx.x; i < args.half; i += blockDim.x) {
     const int stride = args.position_stride != 0 ? args.position_stride : *args.num_tokens;
     const int axis = args.axis != nullptr ? args.axis[i] : 0;
-    const float angle = args.positions[axis * stride + token] * args.inv_freq[i];
-    // 2 pi = 6.2831855f - 1.7484555e-7f; the first product's difference is exact.
-    const float turns = rintf(angle * 0.15915494f);
-    const float rest = fmaf(turns, 1.7484555e-7f, fmaf(turns, -6.2831855f, angle));
-    cosine[i] = __cosf(rest) * args.scaling;
-    sine[i] = __sinf(rest) * args.scaling;
+    const float2 turn = rotary(args.positions[axis * stride + token], args.inv_freq[i]);
+    cosine[i] = turn.x * args.scaling;
+    sine[i] = turn.y * args.scaling;
   }
   __syncthreads();
 }
 
-// Rotates pairs at..at + 4 of a head.
-template <typename T>
+// Rotates pairs at..at + 4 of a head; kPairs: of which both elements lie side by side.
+template <typename T, bool kPairs>
 __device__ __forceinline__ void rotate(const T* x, T* y, int at, int half, const float* cosine, const float* sine) {
-  const Four<T> a = *reinterpret_cast<const Four<T>*>(x + at);
-  const Four<T> b = *reinterpret_cast<const Four<T>*>(x + half + at);
+  Four<T> a, b;
+  if constexpr (kPairs) {
+    const Vector<T> pairs = *reinterpret_cast<const Vector<T>*>(x + 2 * at);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) a.elements[e] = pairs.elements[2 * e], b.elements[e] = pairs.elements[2 * e + 1];
+  } else {
+    a = *reinterpret_cast<const Four<T>*>(x + at);
+    b = *reinterpret_cast<const Four<T>*>(x + half + at);
+  }
   const float4 c = *reinterpret_cast<const float4*>(cosine + at);
   const float4 s = *reinterpret_cast<const float4*>(sine + at);
   const float cs[4] = {c.x, c.y, c.z, c.w}, ss[4] = {s.x, s.y, s.z, s.w};
@@ -94,7 +100,7 @@ __device__ __forceinline__ void rotate(const T* x, T* y, int at, int half, const
 }
 
 // Rotates `heads` heads from x to y; y_head is the distance of heads in y. With kVector four pairs at a time.
-template <typename T, bool kVector>
+template <typename T, bool kVector, bool kPairs>
 __device__ __forceinline__ void rotate_heads(const T* x, T* y, int heads, int y_head, const RopeArgs& args,
                                              const float* cosine, const float* sine) {
   const int per_head = kVector ? args.half / 4 : args.half;
@@ -103,9 +109,9 @@ __device__ __forceinline__ void rotate_heads(const T* x, T* y, int heads, int y_
     const T* from = x + head * args.head_dim;
     T* to = y + static_cast<long long>(head) * y_head;
     if constexpr (kVector) {
-      rotate(from, to, at * 4, args.half, cosine, sine);
+      rotate<T, kPairs>(from, to, at * 4, args.half, cosine, sine);
     } else {
-      const float a = to_float(from[at]), b = to_float(from[at + args.half]);
+      const float a = to_float(from[kPairs ? 2 * at : at]), b = to_float(from[kPairs ? 2 * at + 1 : at + args.half]);
       to[at] = from_float<T>(a * cosine[at] - b * sine[at]);
       to[at + args.half] = from_float<T>(b * cosine[at] + a * sine[at]);
     }
@@ -128,7 +134,7 @@ __device__ __forceinline__ void rope(const RopeArgs& args) {
   make_table(args, token, table, sine);
   const T* x = static_cast<const T*>(args.x) + static_cast<long long>(token) * args.x_stride;
   T* y = static_cast<T*>(args.y) + static_cast<long long>(token) * args.y_stride;
-  rotate_heads<T, kVector>(x, y, args.heads, args.head_dim, args, table, sine);
+  rotate_heads<T, kVector, kPages>(x, y, args.heads, args.head_dim, args, table, sine);
   if constexpr (kPages) {
     const int slot = args.slots[token];
     if (slot < 0) return;
@@ -137,7 +143,7 @@ __device__ __forceinline__ void rope(const RopeArgs& args) {
     T* values = keys + args.kv_heads * page_head;
     const T* k = static_cast<const T*>(args.k) + static_cast<long long>(token) * args.k_stride;
     const T* v = static_cast<const T*>(args.v) + static_cast<long long>(token) * args.v_stride;
-    rotate_heads<T, kVector>(k, keys, args.kv_heads, page_head, args, table, sine);
+    rotate_heads<T, kVector, true>(k, keys, args.kv_heads, page_head, args, table, sine);
     if constexpr (kVector) {
       const int per_head = args.head_dim / 4;
       for (int i = threadIdx.x; i < args.kv_heads * per_head; i += blockDim.x) {

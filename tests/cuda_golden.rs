@@ -10,12 +10,12 @@
 mod device;
 mod golden_support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use engine::backend::cuda::{Cuda, CudaBackend};
 use engine::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
 use engine::graph::fuse::Fusion;
-use engine::graph::{Graph, Layout, Node, Op, Plan, Sizes};
+use engine::graph::{Graph, Layout, Node, Op, Plan, Sizes, Sym};
 use engine::inspect::backends::BackendComparison;
 use engine::run::engine::{Device, Engine, EngineOptions};
 use engine::run::request::Answer;
@@ -190,6 +190,79 @@ impl Program for TwiceProgram {
             return Ok(());
         }
         Err(engine::Error::Internal("a recorded step and the same one launch by launch differ".into()))
+    }
+}
+
+/// A GPU that notes what its decoder launches.
+struct Counting {
+    inner: CudaBackend,
+    /// Layers, rows of a decode step, launches.
+    found: Arc<Mutex<Vec<[usize; 3]>>>,
+}
+
+impl Backend for Counting {
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
+        self.inner.supports(graph, node)
+    }
+
+    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
+        self.inner.upload(name, tensor, matrix)
+    }
+
+    fn layout(&self) -> Layout {
+        self.inner.layout()
+    }
+
+    fn fusion(&self) -> Fusion {
+        self.inner.fusion()
+    }
+
+    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
+        self.inner.needs(plan, buckets)
+    }
+
+    fn compile(
+        &mut self,
+        plan: Plan,
+        buckets: &[Bucket],
+        weights: &[WeightHandle],
+    ) -> engine::Result<Box<dyn Program>> {
+        let layers = plan.graph.nodes.iter().filter(|n| matches!(n.op, Op::PagedAttention { .. })).count();
+        let program = self.inner.compile(plan, buckets, weights)?;
+        for bucket in buckets.iter().filter(|b| layers > 0 && b.decode) {
+            let launches = program.launches(&bucket.sizes)?.expect("a GPU launches");
+            self.found.lock().unwrap().push([layers, bucket.sizes.get(Sym::Tokens), launches]);
+        }
+        Ok(program)
+    }
+}
+
+/// A token of a Llama-like decoder costs five launches a layer: q, k and v with norm, rotary embedding and pages;
+/// attention; output and residual; gate and up with norm; down and residual. More rows take norms, then rotary embedding
+/// in launches of their own. Beside the layers: embeddings, the rows of the last layer, that layer with its norm, two
+/// that choose tokens.
+#[test]
+fn a_decode_step_takes_five_launches_a_layer() {
+    if device::open().is_none() {
+        return;
+    }
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let noted = found.clone();
+    let wrap = move |_: Box<dyn Backend>| -> Box<dyn Backend> {
+        let inner = CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), DType::Bf16, false).unwrap();
+        Box::new(Counting { inner, found: noted.clone() })
+    };
+    let options = EngineOptions { wrap: Some(Box::new(wrap)), ..on_gpu("idefics2-tiny-bf16", DType::Bf16) };
+    drop(Engine::open(options).unwrap());
+    let found = found.lock().unwrap();
+    assert!(found.iter().any(|[_, rows, _]| *rows == 1) && found.iter().any(|[_, rows, _]| *rows > 16), "{found:?}");
+    for [layers, rows, launches] in found.iter().copied() {
+        let (norms, rope) = (usize::from(rows > 8), usize::from(rows > 16));
+        assert_eq!(launches, (5 + 2 * norms + rope) * layers + 5 + norms, "{layers} layers, {rows} rows");
     }
 }
 

@@ -105,4 +105,9 @@ pub trait Program: Send {
     fn sample(&mut self, _: &Sizes, _: &[Input], _rows: &SamplingBatch, _into: &mut Choices) -> Result<()> {
         Err(Error::Internal("asked to choose tokens, which this program does not do".to_string()))
     }
+
+    /// Kernels that a step under `sizes` launches, with those that choose tokens; `None` on a device without launches.
+    fn launches(&self, _sizes: &Sizes) -> Result<Option<usize>> {
+        Ok(None)
+    }
 }

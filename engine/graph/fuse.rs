@@ -3,7 +3,7 @@
 //! In: a verified graph. Out: an equal graph with fewer nodes. A fused node keeps the name of the last
 //! primitive that it replaces. Patterns match only values that nothing else reads.
 
-use super::op::{Arg, Heads, Op, Qkv};
+use super::op::{Arg, Heads, Norm, Op, Qkv};
 use super::{Graph, Node, NodeId, verify};
 use crate::Result;
 
@@ -12,7 +12,7 @@ use crate::Result;
 pub enum Fusion {
     /// What saves passes over memory.
     Passes,
-    /// Also what saves launches: whole attention inputs, activations after a linear layer.
+    /// Also what saves launches: whole attention inputs, activations after a linear layer, norms before one.
     Launches,
 }
 
@@ -64,7 +64,11 @@ pub fn fuse(graph: &Graph, fusion: Fusion) -> Result<Graph> {
             graph.nodes[i].inputs = inputs;
         }
     }
-    let graph = drop_dead(&graph, &taken);
+    let mut graph = drop_dead(&graph, &taken);
+    if fusion == Fusion::Launches {
+        take_norms_in(&mut graph);
+        graph = drop_dead(&graph, &vec![false; graph.nodes.len()]);
+    }
     verify::verify(&graph)?;
     Ok(graph)
 }
@@ -120,7 +124,8 @@ fn gated_linear(graph: &Graph, mul: &Node) -> Option<(Op, NodeId)> {
     };
     let x = graph.node(gate).inputs[0];
     let once = [act, gate, up].iter().all(|id| read_once(graph, *id));
-    (once && graph.node(up).inputs[0] == x).then_some((Op::GatedLinear { gate: *gate_w, up: *up_w, activation }, x))
+    let op = Op::GatedLinear { gate: *gate_w, up: *up_w, activation, norm: None };
+    (once && graph.node(up).inputs[0] == x).then_some((op, x))
 }
 
 fn linear_add(graph: &Graph, add: &Node) -> Option<(Op, Vec<NodeId>)> {
@@ -179,8 +184,36 @@ fn qkv_rope(graph: &Graph, attention: &Node) -> Option<Paged> {
     if q_positions != k_positions || inv_freq != k_freq || slots.0 >= q.0 {
         return None;
     }
-    let op = Op::QkvRope { qkv, heads, inv_freq, cache };
+    let op = Op::QkvRope { norm: None, qkv, heads, inv_freq, cache };
     Some(Paged { q: q.0 as usize, write, op, inputs: vec![x, q_positions, slots] })
+}
+
+/// Has linear layers compute the norms that only they read. Rows that are chosen after a norm are chosen before it: a
+/// norm is of each row alone.
+fn take_norms_in(graph: &mut Graph) {
+    let norm_of = |graph: &Graph, id: NodeId| match graph.node(id).op {
+        Op::RmsNorm { weight, eps } if read_once(graph, id) => Some((Norm { weight, eps }, graph.node(id).inputs[0])),
+        _ => None,
+    };
+    for i in 0..graph.nodes.len() {
+        if !matches!(graph.nodes[i].op, Op::QkvRope { .. } | Op::GatedLinear { .. } | Op::Linear { .. }) {
+            continue;
+        }
+        let x = graph.nodes[i].inputs[0];
+        let rows = (graph.node(x).op == Op::GatherRows && read_once(graph, x)).then_some(x);
+        // The node that reads the norm.
+        let reader = rows.map_or(i, |id| id.0 as usize);
+        let Some((taken, input)) = norm_of(graph, graph.nodes[reader].inputs[0]) else { continue };
+        graph.nodes[reader].inputs[0] = input;
+        match &mut graph.nodes[i].op {
+            Op::QkvRope { norm, .. } | Op::GatedLinear { norm, .. } => *norm = Some(taken),
+            op => {
+                if let Op::Linear { weight, bias } = *op {
+                    *op = Op::NormLinear { norm: taken, weight, bias };
+                }
+            }
+        }
+    }
 }
 
 /// Removes nodes whose value nobody reads; inputs and operations with effects stay, those in `taken` aside.
@@ -261,6 +294,63 @@ mod tests {
         let h = e.linear_bias("fc1", h, 30);
         let h = e.activation("act", h, Activation::GeluTanh);
         b.finish(&[h]).unwrap()
+    }
+
+    /// Norms before q, k and v, before a gated layer and before the rows that a last layer reads.
+    fn normed(read_norm_twice: bool) -> Graph {
+        let b = Builder::new("g");
+        let step = b.decoder_inputs();
+        let x = b.float_input("x", Shape::matrix(Sym::Tokens, 24));
+        let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
+        let frequencies: std::sync::Arc<[f32]> = vec![1.0, 0.1, 0.01].into();
+        let h = b.rms_norm("norm1", x, 1e-5);
+        let [q, k, v] = [("q", 24), ("k", 12), ("v", 12)].map(|(name, n)| b.linear(name, h, n));
+        let q = b.rope("q_rope", q, step.positions, 6, &frequencies);
+        let k = b.rope("k_rope", k, step.positions, 6, &frequencies);
+        let h = b.cached_attention("attention", [q, k, v], 0, &step, heads, None);
+        let x = b.add("sum", x, h);
+        let h = b.rms_norm("norm2", x, 1e-6);
+        let (gate, up) = (b.linear("gate", h, 30), b.linear("up", h, 30));
+        let gate = b.activation("act", gate, Activation::Silu);
+        let y = b.mul("product", gate, up);
+        let y = b.linear("down", y, 24);
+        let y = if read_norm_twice { b.add("twice", y, h) } else { y };
+        let y = b.rms_norm("norm3", y, 1e-5);
+        let y = b.push("rows", Op::GatherRows, &[y, step.logit_rows]);
+        let y = b.linear("head", y, 50);
+        b.finish(&[y]).unwrap()
+    }
+
+    #[test]
+    fn norms_go_into_the_layers_that_alone_read_them() {
+        let built = normed(false);
+        let fused = fuse(&built, Fusion::Launches).unwrap();
+        let kept = |g: &Graph| ops(g).into_iter().filter(|n| *n != "input").collect::<Vec<_>>();
+        assert_eq!(
+            kept(&fused),
+            ["qkv_rope", "paged_attention", "add", "gated_linear", "linear", "gather_rows", "norm_linear"]
+        );
+        let eps: Vec<f32> = fused
+            .nodes
+            .iter()
+            .filter_map(|n| match &n.op {
+                Op::QkvRope { norm, .. } | Op::GatedLinear { norm, .. } => norm.map(|n| n.eps),
+                Op::NormLinear { norm, .. } => Some(norm.eps),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(eps, [1e-5, 1e-6, 1e-5]);
+        let (mut want, mut got) = (ops(&built), ops(&expand(&fused).unwrap()));
+        want.sort_unstable();
+        got.sort_unstable();
+        assert_eq!(got, want);
+        assert_eq!(fused.weights, built.weights);
+        // Another reader keeps the norm.
+        assert_eq!(
+            kept(&fuse(&normed(true), Fusion::Launches).unwrap()).iter().filter(|n| **n == "rms_norm").count(),
+            1
+        );
+        assert_eq!(kept(&fuse(&built, Fusion::Passes).unwrap()).iter().filter(|n| **n == "rms_norm").count(), 3);
     }
 
     #[test]

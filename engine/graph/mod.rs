@@ -13,7 +13,7 @@ pub mod verify;
 use std::fmt;
 
 pub use builder::Builder;
-pub use op::{Activation, Arg, Cost, Heads, Kind, Op, Qkv, Type};
+pub use op::{Activation, Arg, Cost, Heads, Kind, Norm, Op, Qkv, Type};
 pub use plan::{Layout, Plan};
 pub use shape::{Dim, Shape, Sizes, Sym};
 

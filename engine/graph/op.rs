@@ -95,17 +95,27 @@ pub enum Op {
     PagedAttention { cache: StateId, heads: Heads, window: Option<usize> },
     /// `(x [T, d], rows [T]) -> ()`: writes rows of the slab.
     ScatterRows { slab: StateId },
-    /// Fused: `(x [T, k]) -> [T, n]`, `act(x * gate^T) * (x * up^T)`.
-    GatedLinear { gate: WeightId, up: WeightId, activation: Activation },
+    /// Fused: `(x [T, k]) -> [T, n]`, `act(x * gate^T) * (x * up^T)`, of x or of its norm.
+    GatedLinear { gate: WeightId, up: WeightId, activation: Activation, norm: Option<Norm> },
     /// Fused: `(r [T, n], x [T, k]) -> [T, n]`, `r + (x * w^T + b)`.
     LinearAdd { weight: WeightId, bias: Option<WeightId> },
     /// Fused: `(x [T, k]) -> [T, n]`, `act(x * w^T + b)`.
     LinearActivation { weight: WeightId, bias: Option<WeightId>, activation: Activation },
+    /// Fused: `(x [T, k]) -> [T, n]`, a linear layer of x's norm.
+    NormLinear { norm: Norm, weight: WeightId, bias: Option<WeightId> },
     /// Fused: `(x [T, k], cu [S+1]) -> [T, h*d]`: q, k and v of x, and attention within each segment.
     SelfAttention { qkv: Qkv, heads: Heads },
-    /// Fused: `(x [Tokens, k], positions [Tokens], slot_mapping [Tokens]) -> [Tokens, h*d]`: q, k and v of x, q and k
-    /// turned by their positions, k and v written to the layer's pages; the result is q.
-    QkvRope { qkv: Qkv, heads: Heads, inv_freq: Arc<[f32]>, cache: StateId },
+    /// Fused: `(x [Tokens, k], positions [Tokens], slot_mapping [Tokens]) -> [Tokens, h*d]`: q, k and v of x or of its
+    /// norm, q and k turned by their positions, k and v written to the layer's pages; the result is q.
+    QkvRope { norm: Option<Norm>, qkv: Qkv, heads: Heads, inv_freq: Arc<[f32]>, cache: StateId },
+}
+
+/// An RMSNorm that an operation applies to its first input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm {
+    /// `[k]`.
+    pub weight: WeightId,
+    pub eps: f32,
 }
 
 /// Projections of one input: q `[h*d, k]`, k and v `[hk*d, k]`.
@@ -117,8 +127,8 @@ pub struct Qkv {
 }
 
 impl Qkv {
-    fn linear(&self, i: usize) -> (Op, Vec<Arg>) {
-        (Op::Linear { weight: self.weights[i], bias: self.biases.map(|b| b[i]) }, vec![Arg::Input(0)])
+    fn linear(&self, i: usize, x: Arg) -> (Op, Vec<Arg>) {
+        (Op::Linear { weight: self.weights[i], bias: self.biases.map(|b| b[i]) }, vec![x])
     }
 }
 
@@ -170,6 +180,7 @@ impl Op {
             Op::GatedLinear { .. } => "gated_linear",
             Op::LinearAdd { .. } => "linear_add",
             Op::LinearActivation { .. } => "linear_activation",
+            Op::NormLinear { .. } => "norm_linear",
             Op::SelfAttention { .. } => "self_attention",
             Op::QkvRope { .. } => "qkv_rope",
         }
@@ -181,13 +192,16 @@ impl Op {
             Op::Linear { weight, bias }
             | Op::LinearAdd { weight, bias }
             | Op::LinearActivation { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
-            Op::SelfAttention { qkv, .. } | Op::QkvRope { qkv, .. } => {
-                qkv.weights.into_iter().chain(qkv.biases.into_iter().flatten()).collect()
+            Op::NormLinear { norm, weight, bias } => [norm.weight, *weight].into_iter().chain(*bias).collect(),
+            Op::SelfAttention { qkv, .. } => qkv.weights.into_iter().chain(qkv.biases.into_iter().flatten()).collect(),
+            Op::QkvRope { norm, qkv, .. } => {
+                let norm = norm.iter().map(|n| n.weight);
+                norm.chain(qkv.weights).chain(qkv.biases.into_iter().flatten()).collect()
             }
             Op::LayerNorm { weight, bias, .. } => vec![*weight, *bias],
             Op::RmsNorm { weight, .. } | Op::Embedding { weight } | Op::BroadcastRows { weight } => vec![*weight],
             Op::EmbedMerge { weight, .. } => vec![*weight],
-            Op::GatedLinear { gate, up, .. } => vec![*gate, *up],
+            Op::GatedLinear { gate, up, norm, .. } => norm.iter().map(|n| n.weight).chain([*gate, *up]).collect(),
             _ => Vec::new(),
         }
     }
@@ -222,6 +236,10 @@ impl Op {
             Some(s) if s.as_slice() != [n] => Err(format!("bias: expected [{n}], got {s:?}")),
             _ => Ok(()),
         };
+        let norm_fits = |norm: &Norm| match inputs[0].shape.cols() {
+            Some(k) if graph.weight(norm.weight).shape == [k] => Ok(()),
+            _ => Err(format!("norm of {:?} over {}", graph.weight(norm.weight).shape, inputs[0].shape)),
+        };
         // The projections must fit the heads, and x them.
         let qkv_fits = |qkv: &Qkv, h: &Heads| {
             let widths = [h.num_heads, h.num_kv_heads, h.num_kv_heads].map(|n| n * h.head_dim);
@@ -244,8 +262,9 @@ impl Op {
                 want(1, Kind::Int, &[None])?;
                 float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
             }
-            Op::QkvRope { qkv, heads, inv_freq, .. } => {
+            Op::QkvRope { norm, qkv, heads, inv_freq, .. } => {
                 count(3)?;
+                norm.iter().try_for_each(norm_fits)?;
                 want(1, Kind::Int, &[Some(inputs[0].shape.rows())])?;
                 want(2, Kind::Int, &[Some(inputs[0].shape.rows())])?;
                 if inv_freq.len() * 2 != heads.head_dim {
@@ -253,8 +272,13 @@ impl Op {
                 }
                 float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
             }
-            Op::Linear { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
+            Op::Linear { weight, bias }
+            | Op::LinearActivation { weight, bias, .. }
+            | Op::NormLinear { weight, bias, .. } => {
                 count(1)?;
+                if let Op::NormLinear { norm, .. } = self {
+                    norm_fits(norm)?;
+                }
                 let (n, k) = matrix(*weight);
                 want(0, Kind::Float, &[None, Some(k.into())])?;
                 bias_fits(*bias, n)?;
@@ -268,8 +292,9 @@ impl Op {
                 bias_fits(*bias, n)?;
                 float(inputs[0].shape.clone())
             }
-            Op::GatedLinear { gate, up, .. } => {
+            Op::GatedLinear { gate, up, norm, .. } => {
                 count(1)?;
+                norm.iter().try_for_each(norm_fits)?;
                 let (n, k) = matrix(*gate);
                 if matrix(*up) != (n, k) {
                     return Err(format!("gate is [{n}, {k}], up is {:?}", graph.weight(*up).shape));
@@ -380,13 +405,30 @@ impl Op {
     /// The primitives that a fused operation stands for, in order; the last one is the result.
     /// `None` for a primitive.
     pub fn expand(&self) -> Option<Vec<(Op, Vec<Arg>)>> {
+        // Steps so far, and the first input or its norm.
+        let start = |norm: &Option<Norm>| match norm {
+            Some(Norm { weight, eps }) => {
+                (vec![(Op::RmsNorm { weight: *weight, eps: *eps }, vec![Arg::Input(0)])], Arg::Step(0))
+            }
+            None => (Vec::new(), Arg::Input(0)),
+        };
         match self {
-            Op::GatedLinear { gate, up, activation } => Some(vec![
-                (Op::Linear { weight: *gate, bias: None }, vec![Arg::Input(0)]),
-                (Op::Activation(*activation), vec![Arg::Step(0)]),
-                (Op::Linear { weight: *up, bias: None }, vec![Arg::Input(0)]),
-                (Op::Mul, vec![Arg::Step(1), Arg::Step(2)]),
-            ]),
+            Op::GatedLinear { gate, up, activation, norm } => {
+                let (mut steps, x) = start(norm);
+                let at = |i: usize| Arg::Step(norm.iter().len() + i);
+                steps.extend([
+                    (Op::Linear { weight: *gate, bias: None }, vec![x]),
+                    (Op::Activation(*activation), vec![at(0)]),
+                    (Op::Linear { weight: *up, bias: None }, vec![x]),
+                    (Op::Mul, vec![at(1), at(2)]),
+                ]);
+                Some(steps)
+            }
+            Op::NormLinear { norm, weight, bias } => {
+                let (mut steps, x) = start(&Some(*norm));
+                steps.push((Op::Linear { weight: *weight, bias: *bias }, vec![x]));
+                Some(steps)
+            }
             Op::LinearAdd { weight, bias } => Some(vec![
                 (Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Input(1)]),
                 (Op::Add, vec![Arg::Input(0), Arg::Step(0)]),
@@ -396,22 +438,25 @@ impl Op {
                 (Op::Activation(*activation), vec![Arg::Step(0)]),
             ]),
             Op::SelfAttention { qkv, heads } => {
-                let cu = Arg::Input(1);
+                let (x, cu) = (Arg::Input(0), Arg::Input(1));
                 let args = vec![Arg::Step(0), Arg::Step(1), Arg::Step(2), cu, cu];
-                Some(vec![qkv.linear(0), qkv.linear(1), qkv.linear(2), (Op::Attention(*heads), args)])
+                Some(vec![qkv.linear(0, x), qkv.linear(1, x), qkv.linear(2, x), (Op::Attention(*heads), args)])
             }
-            Op::QkvRope { qkv, heads, inv_freq, cache } => {
+            Op::QkvRope { norm, qkv, heads, inv_freq, cache } => {
+                let (mut steps, x) = start(norm);
+                let at = |i: usize| Arg::Step(norm.iter().len() + i);
                 let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
                 let rope = |num_heads| Op::Rope { num_heads, head_dim, inv_freq: inv_freq.clone() };
                 let write = Op::KvWrite { cache: *cache, num_kv_heads, head_dim };
-                Some(vec![
-                    qkv.linear(1),
-                    qkv.linear(2),
-                    (rope(num_kv_heads), vec![Arg::Step(0), Arg::Input(1)]),
-                    (write, vec![Arg::Step(2), Arg::Step(1), Arg::Input(2)]),
-                    qkv.linear(0),
-                    (rope(num_heads), vec![Arg::Step(4), Arg::Input(1)]),
-                ])
+                steps.extend([
+                    qkv.linear(1, x),
+                    qkv.linear(2, x),
+                    (rope(num_kv_heads), vec![at(0), Arg::Input(1)]),
+                    (write, vec![at(2), at(1), Arg::Input(2)]),
+                    qkv.linear(0, x),
+                    (rope(num_heads), vec![at(4), Arg::Input(1)]),
+                ]);
+                Some(steps)
             }
             _ => None,
         }
@@ -431,6 +476,7 @@ impl Op {
             Op::Linear { .. }
             | Op::LinearAdd { .. }
             | Op::LinearActivation { .. }
+            | Op::NormLinear { .. }
             | Op::GatedLinear { .. }
             | Op::QkvRope { .. } => 2 * weight_elements * inputs[0].shape.rows().eval(sizes) as u64,
             Op::Attention(h) => {

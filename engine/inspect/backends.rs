@@ -131,7 +131,8 @@ impl Limit {
             Op::Attention(_) | Op::PagedAttention { .. } => limit(0.0, 4.0),
             // Several roundings within.
             Op::SelfAttention { .. } => limit(2.0, 8.0),
-            Op::QkvRope { .. } => limit(4.0, 0.0),
+            Op::QkvRope { .. } | Op::NormLinear { .. } => limit(4.0, 0.0),
+            Op::GatedLinear { norm: Some(_), .. } => limit(8.0, 0.0),
             _ => limit(1.0, 0.0),
         }
     }

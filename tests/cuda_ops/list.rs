@@ -12,8 +12,10 @@ mod layernorm;
 mod linear;
 mod linear_quantized;
 mod linear_w8a8;
+mod norm_linear;
 mod paged_attention;
 mod pool;
+mod qkv;
 mod rmsnorm;
 mod rope;
 mod rows;
@@ -26,6 +28,8 @@ pub const OPS: &[harness::Op] = &[
     rows::OP,
     linear::OP,
     gated_linear::OP,
+    norm_linear::OP,
+    qkv::OP,
     linear_quantized::OP,
     linear_w8a8::OP,
     pool::OP,

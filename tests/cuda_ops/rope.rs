@@ -56,7 +56,8 @@ fn cases() -> Vec<Case> {
         // A part of the head, M-RoPE, a grid, a scale.
         add((4, 4), (2, 1, 64), 16, 1, false, 1.0);
         add((4, 5), (3, 1, 20), 6, 1, false, 1.25);
-        add((6, 9), (4, 2, 128), 64, 3, true, 1.0);
+        add((6, 9), (4, 2, 128), 64, 3, false, 1.0);
+        add((6, 9), (4, 0, 128), 64, 3, true, 1.0);
         add((6, 6), (2, 0, 80), 40, 2, true, 1.0);
         add((1, 1), (28, 4, 128), 64, 3, false, 1.0);
     }
@@ -73,7 +74,7 @@ fn shapes() -> Vec<Case> {
                 heads: (32, 8, 128),
                 frequencies: 64,
                 axes: 1,
-                in_place: true,
+                in_place: false,
                 scaling: 1.0,
             };
             all.push(case("Llama-3.1-8B: ", row));
@@ -129,7 +130,15 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
         axes,
         scaling,
     };
-    let dx = gpu.in_place(dtype, &x, tokens, width)?;
+    // With keys, as packed weights leave them: both elements of a pair side by side.
+    let pairs = |values: &[f32]| -> Vec<f32> {
+        let at = |i: usize| match i % head_dim {
+            e if e >= 2 * frequencies => i,
+            e => i - e + e / 2 + e % 2 * frequencies,
+        };
+        (0..values.len()).map(|i| values[at(i)]).collect()
+    };
+    let dx = gpu.in_place(dtype, &if kv_heads > 0 { pairs(&x) } else { x.clone() }, tokens, width)?;
     let y = if row.in_place { dx.clone() } else { gpu.output(dtype, tokens, live, width)? };
     let (positions, inv_freq) = (gpu.ints_in(&turn.positions, axes * tokens)?, gpu.vector(&turn.inv_freq)?);
     let (axis, count) = (gpu.ints(&turn.axis)?, gpu.count(live)?);
@@ -149,7 +158,7 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
             Some(cache)
         }
     };
-    let (dk, dv) = (gpu.in_place(dtype, &k, tokens, kv_width)?, gpu.in_place(dtype, &v, tokens, kv_width)?);
+    let (dk, dv) = (gpu.in_place(dtype, &pairs(&k), tokens, kv_width)?, gpu.in_place(dtype, &v, tokens, kv_width)?);
     let dslots = gpu.ints_in(&slots, tokens)?;
     let op = Rope {
         dtype,

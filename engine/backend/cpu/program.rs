@@ -71,9 +71,11 @@ impl Backend for CpuBackend {
 
     fn supports(&self, _: &Graph, node: &Node) -> std::result::Result<(), String> {
         match node.op {
-            Op::LinearActivation { .. } | Op::SelfAttention { .. } | Op::QkvRope { .. } => {
-                Err("fused for another device; expand the graph".to_string())
-            }
+            Op::LinearActivation { .. }
+            | Op::NormLinear { .. }
+            | Op::GatedLinear { norm: Some(_), .. }
+            | Op::SelfAttention { .. }
+            | Op::QkvRope { .. } => Err("fused for another device; expand the graph".to_string()),
             _ => Ok(()), // The specification: every primitive operation of the list.
         }
     }
@@ -314,7 +316,7 @@ impl<'a> Run<'a> {
                 let (w, out) = (self.matrix(*weight)?, self.out_from_first(node, id)?);
                 matmul::linear_add(out, self.float(x[1])?, self.rows(x[1]), &w, bias)
             }
-            Op::GatedLinear { gate, up, activation } => {
+            Op::GatedLinear { gate, up, activation, norm: None } => {
                 let (gate, up) = (self.matrix(*gate)?, self.matrix(*up)?);
                 matmul::gated_linear(self.out(id)?, self.float(x[0])?, self.rows(x[0]), &gate, &up, *activation)
             }
@@ -367,9 +369,11 @@ impl<'a> Run<'a> {
                 };
                 attention::paged_attention(self.out(id)?, self.float(x[0])?, &kv, self.int(x[2])?, heads, *window)
             }
-            Op::LinearActivation { .. } | Op::SelfAttention { .. } | Op::QkvRope { .. } => {
-                Err(Error::Internal(format!("{} was not expanded for the CPU", node.op.name())))
-            }
+            Op::LinearActivation { .. }
+            | Op::NormLinear { .. }
+            | Op::GatedLinear { .. }
+            | Op::SelfAttention { .. }
+            | Op::QkvRope { .. } => Err(Error::Internal(format!("{} was not expanded for the CPU", node.op.name()))),
             Op::ScatterRows { slab } => {
                 let width = self.plan.graph.state(*slab).shape.cols().unwrap_or(0);
                 gather::scatter_rows(self.state(*slab)?.as_mut_slice(), self.float(x[0])?, self.int(x[1])?, width)

@@ -9,6 +9,7 @@ use super::backend::Shared;
 use super::ops::Rows;
 use super::ops::attention::Attention;
 use super::ops::elementwise::{Elementwise, ElementwiseOp};
+use super::ops::fused::{InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
 use super::ops::kv_write::KvWrite;
 use super::ops::layernorm::LayerNorm;
 use super::ops::linear::{GatedLinear, Linear};
@@ -21,7 +22,7 @@ use super::staging::{Staging, StagingLayout};
 use super::upload::{Form, Use, Weights};
 use super::{DeviceBuffer, DeviceSlice, Launch};
 use crate::backend::Bucket;
-use crate::graph::{Activation, Dim, Graph, Heads, Kind, Node, NodeId, Op, Plan, Qkv, StateId, WeightId};
+use crate::graph::{Activation, Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Qkv, StateId, WeightId};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -29,7 +30,7 @@ use crate::{Error, Result};
 pub fn supports(graph: &Graph, node: &Node) -> std::result::Result<(), String> {
     let is_output = graph.outputs.iter().any(|o| std::ptr::eq(graph.node(*o), node));
     match node.op {
-        Op::Linear { .. } => Ok(()),
+        Op::Linear { .. } | Op::NormLinear { .. } => Ok(()),
         _ if is_output => Err("expected results of a linear layer, which are f32".to_string()),
         _ => Ok(()),
     }
@@ -46,6 +47,7 @@ pub fn at(node: &Node, error: Error) -> Error {
 }
 
 /// A value in device memory.
+#[derive(Clone, Copy)]
 struct Value<'a> {
     slice: DeviceSlice<'a>,
     /// Elements from row to row.
@@ -150,16 +152,52 @@ impl<'a> Lowering<'a> {
         self.plan.graph.weight(id).shape.iter().skip(1).product()
     }
 
+    /// What a layer reads of its input where it applies a norm first: with few rows the input and the norm, with many
+    /// the norm's result, which a launch in `before` leaves in work memory.
+    fn normed(
+        &self,
+        input: Value<'a>,
+        norm: Option<&Norm>,
+        before: &mut Vec<Launch>,
+    ) -> Result<(Value<'a>, Option<InputNorm<'a>>)> {
+        let Some(norm) = norm else { return Ok((input, None)) };
+        if input.rows <= NORM_ROWS {
+            let weight = self.weights.slice(Use::of(Form::Norm, norm.weight))?;
+            return Ok((input, Some(InputNorm { weight, eps: norm.eps })));
+        }
+        let stride = self.plan.layout.stride(input.cols);
+        let slice = self.scratch.normed().slice(0, input.rows * stride * self.shared.dtype.size())?;
+        let y = Value { slice, stride, ..input };
+        before.push(self.rms_norm(input, norm, y)?);
+        Ok((y, None))
+    }
+
+    fn rms_norm(&self, x: Value<'a>, norm: &Norm, y: Value<'a>) -> Result<Launch> {
+        let op = RmsNorm {
+            dtype: self.shared.dtype,
+            x: x.slice,
+            x_stride: x.stride,
+            weight: self.vector(norm.weight)?,
+            y: y.slice,
+            y_stride: y.stride,
+            rows: y.rows,
+            hidden: y.cols,
+            eps: norm.eps,
+            num_rows: y.num_rows,
+        };
+        op.prepare(&self.shared.cuda)
+    }
+
     fn linear_layer(
         &self,
         id: NodeId,
-        x: NodeId,
-        weight: WeightId,
-        bias: Option<WeightId>,
+        input: Value<'a>,
+        norm: Option<InputNorm>,
+        (weight, bias): (WeightId, Option<WeightId>),
         residual: Option<NodeId>,
         activation: Option<Activation>,
     ) -> Result<Launch> {
-        let (input, y) = (self.value(x)?, self.value(id)?);
+        let y = self.value(id)?;
         let residual = residual.map(|r| self.value(r)).transpose()?;
         let is_output = self.plan.graph.outputs.contains(&id);
         let op = Linear {
@@ -179,12 +217,15 @@ impl<'a> Lowering<'a> {
             num_rows: y.num_rows,
             work: Some(self.scratch.work()),
         };
-        op.prepare(&self.shared.cuda)
+        match norm {
+            Some(norm) => op.prepare_normed(&self.shared.cuda, &norm),
+            None => op.prepare(&self.shared.cuda),
+        }
     }
 
-    /// q, k and v of a layer by one product, side by side in work memory: what reads them follows at once.
-    fn qkv(&self, x: NodeId, qkv: &Qkv, heads: &Heads) -> Result<(Launch, [Value<'a>; 3])> {
-        let input = self.value(x)?;
+    /// q, k and v of a layer by one product, side by side in work memory: what reads them follows at once. `forms` are
+    /// those of the weights and of the biases.
+    fn qkv(&self, input: Value<'a>, qkv: &Qkv, heads: &Heads, forms: [Form; 2]) -> Result<(Launch, [Value<'a>; 3])> {
         let dtype = self.shared.dtype;
         let widths = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads].map(|n| n * heads.head_dim);
         let n: usize = widths.iter().sum();
@@ -194,8 +235,8 @@ impl<'a> Lowering<'a> {
             dtype,
             x: input.slice,
             x_stride: input.stride,
-            weight: self.weights.slice(Use::joined(Form::Packed, qkv.weights))?,
-            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(Form::Vector, b))).transpose()?,
+            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
+            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
             activation: None,
             residual: None,
             y: room.slice(0, input.rows * stride * dtype.size())?,
@@ -214,6 +255,62 @@ impl<'a> Lowering<'a> {
         };
         let parts = [part(0, widths[0])?, part(widths[0], widths[1])?, part(widths[0] + widths[1], widths[2])?];
         Ok((op.prepare(&self.shared.cuda)?, parts))
+    }
+
+    /// q, k and v of a decoder's attention, turned, k and v in their pages: in as few launches as the rows allow.
+    fn qkv_rope(&self, node: &Node, id: NodeId) -> Result<Vec<Launch>> {
+        let Op::QkvRope { norm, qkv, heads, inv_freq, cache } = &node.op else {
+            return Err(Error::Internal("not q, k and v".into()));
+        };
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
+        let forms = [Form::PackedQkv { head_dim }, Form::VectorQkv { head_dim }];
+        let (positions, slot_mapping) = (node.inputs[1], self.ints(node.inputs[2])?);
+        let mut launches = Vec::new();
+        let (input, norm) = self.normed(self.value(node.inputs[0])?, norm.as_ref(), &mut launches)?;
+        if input.rows > QKV_ROWS {
+            let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms)?;
+            let keys = RopeKeys {
+                k: k.slice,
+                k_stride: k.stride,
+                v: v.slice,
+                v_stride: v.stride,
+                kv_heads: num_kv_heads,
+                cache: self.state(*cache),
+                slot_mapping,
+            };
+            let rope = self.rope(id, q, positions, num_heads, head_dim, inv_freq, Some(keys))?;
+            launches.extend([project, rope]);
+            return Ok(launches);
+        }
+        let q = self.value(id)?;
+        let op = Linear {
+            dtype: self.shared.dtype,
+            x: input.slice,
+            x_stride: input.stride,
+            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
+            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
+            activation: None,
+            residual: None,
+            y: q.slice,
+            y_stride: q.stride,
+            output: self.shared.dtype,
+            rows: q.rows,
+            n: (num_heads + 2 * num_kv_heads) * head_dim,
+            k: self.k(qkv.weights[0]),
+            num_rows: q.num_rows,
+            work: Some(self.scratch.work()),
+        };
+        let output = QkvOutput {
+            heads: num_heads,
+            kv_heads: num_kv_heads,
+            head_dim,
+            positions: self.ints(positions)?,
+            inv_freq: self.scratch.table(inv_freq)?,
+            cache: self.state(*cache),
+            slot_mapping,
+        };
+        launches.push(op.prepare_qkv(&self.shared.cuda, norm.as_ref(), &output)?);
+        Ok(launches)
     }
 
     /// `cu` are the cumulative lengths of queries and of keys.
@@ -315,33 +412,30 @@ impl<'a> Lowering<'a> {
         let x = node.inputs.as_slice();
         match &node.op {
             Op::Input => Ok(Vec::new()),
-            Op::Linear { weight, bias } => Ok(vec![self.linear_layer(id, x[0], *weight, *bias, None, None)?]),
+            Op::Linear { weight, bias } => {
+                Ok(vec![self.linear_layer(id, self.value(x[0])?, None, (*weight, *bias), None, None)?])
+            }
             Op::LinearAdd { weight, bias } => {
-                Ok(vec![self.linear_layer(id, x[1], *weight, *bias, Some(x[0]), None)?])
+                Ok(vec![self.linear_layer(id, self.value(x[1])?, None, (*weight, *bias), Some(x[0]), None)?])
             }
             Op::LinearActivation { weight, bias, activation } => {
-                Ok(vec![self.linear_layer(id, x[0], *weight, *bias, None, Some(*activation))?])
+                Ok(vec![self.linear_layer(id, self.value(x[0])?, None, (*weight, *bias), None, Some(*activation))?])
+            }
+            Op::NormLinear { norm, weight, bias } => {
+                let mut launches = Vec::new();
+                let (input, norm) = self.normed(self.value(x[0])?, Some(norm), &mut launches)?;
+                launches.push(self.linear_layer(id, input, norm, (*weight, *bias), None, None)?);
+                Ok(launches)
             }
             Op::SelfAttention { qkv, heads } => {
-                let (project, [q, k, v]) = self.qkv(x[0], qkv, heads)?;
+                let (project, [q, k, v]) = self.qkv(self.value(x[0])?, qkv, heads, [Form::Packed, Form::Vector])?;
                 Ok(vec![project, self.attention(id, [q, k, v], [x[1], x[1]], heads)?])
             }
-            Op::QkvRope { qkv, heads, inv_freq, cache } => {
-                let (project, [q, k, v]) = self.qkv(x[0], qkv, heads)?;
-                let keys = RopeKeys {
-                    k: k.slice,
-                    k_stride: k.stride,
-                    v: v.slice,
-                    v_stride: v.stride,
-                    kv_heads: heads.num_kv_heads,
-                    cache: self.state(*cache),
-                    slot_mapping: self.ints(x[2])?,
-                };
-                let rope = self.rope(id, q, x[1], heads.num_heads, heads.head_dim, inv_freq, Some(keys))?;
-                Ok(vec![project, rope])
-            }
-            Op::GatedLinear { gate, up, activation } => {
-                let (input, y) = (self.value(x[0])?, self.value(id)?);
+            Op::QkvRope { .. } => self.qkv_rope(node, id),
+            Op::GatedLinear { gate, up, activation, norm } => {
+                let mut launches = Vec::new();
+                let (input, norm) = self.normed(self.value(x[0])?, norm.as_ref(), &mut launches)?;
+                let y = self.value(id)?;
                 let op = GatedLinear {
                     dtype,
                     x: input.slice,
@@ -356,7 +450,11 @@ impl<'a> Lowering<'a> {
                     num_rows: y.num_rows,
                     work: Some(self.scratch.work()),
                 };
-                Ok(vec![op.prepare(cuda)?])
+                launches.push(match norm {
+                    Some(norm) => op.prepare_normed(cuda, &norm)?,
+                    None => op.prepare(cuda)?,
+                });
+                Ok(launches)
             }
             Op::LayerNorm { weight, bias, eps } => {
                 let (x, y) = (self.value(x[0])?, self.value(id)?);
@@ -376,20 +474,8 @@ impl<'a> Lowering<'a> {
                 Ok(vec![op.prepare(cuda)?])
             }
             Op::RmsNorm { weight, eps } => {
-                let (x, y) = (self.value(x[0])?, self.value(id)?);
-                let op = RmsNorm {
-                    dtype,
-                    x: x.slice,
-                    x_stride: x.stride,
-                    weight: self.vector(*weight)?,
-                    y: y.slice,
-                    y_stride: y.stride,
-                    rows: y.rows,
-                    hidden: y.cols,
-                    eps: *eps,
-                    num_rows: y.num_rows,
-                };
-                Ok(vec![op.prepare(cuda)?])
+                let norm = Norm { weight: *weight, eps: *eps };
+                Ok(vec![self.rms_norm(self.value(x[0])?, &norm, self.value(id)?)?])
             }
             Op::Activation(activation) => self.elementwise(id, x[0], Elementwise::Activation(*activation)),
             Op::Add => self.elementwise(id, x[0], Elementwise::Add(self.value(x[1])?.matrix())),

@@ -1,7 +1,7 @@
 //! Linear weights in the order that the kernels read (kernels/packed.cuh).
 //!
 //! In: matrices as stored, row-major. Out: tiles, rounded to the activation type. Owns: the layout, on the host's
-//! side. Not here: uploading (`upload.rs`), quantised layouts.
+//! side, and that of a norm's weight which such a layer applies. Not here: uploading (`upload.rs`), quantised layouts.
 //!
 //! A matrix `[n, k]` is padded with zeros to multiples of 64 and made of panels of 64 rows, each contiguous: panels can
 //! be packed by many threads and uploaded one by one. In a panel 16x16 tiles of 512 bytes follow each other, those of
@@ -61,6 +61,69 @@ pub fn pack_gated_panel(
         return Err(Error::Internal(format!("{name}: gate is {:?}, up is {:?}", gate.shape(), up.shape())));
     }
     pack_rows(name, sources[0].k, dtype, panel, out, |row, to| sources[row % 2].read(row / 2, dtype, to))
+}
+
+/// As [`pack_panel`], of q, k and v, whose rows are put in the order of [`qkv_row`].
+pub fn pack_qkv_panel(
+    name: &str,
+    qkv: [&HostTensor; 3],
+    head_dim: usize,
+    dtype: DType,
+    panel: usize,
+    out: &mut [u8],
+) -> Result<()> {
+    let sources = [Source::new(name, qkv[0])?, Source::new(name, qkv[1])?, Source::new(name, qkv[2])?];
+    let [(q, k), (k_rows, _), (v_rows, _)] = sources.each_ref().map(|s| (s.n, s.k));
+    if sources.iter().any(|s| s.k != k) || head_dim == 0 || [q, k_rows].iter().any(|n| !n.is_multiple_of(head_dim)) {
+        return Err(Error::Internal(format!("{name}: {qkv:?} in heads of {head_dim}")));
+    }
+    pack_rows(name, k, dtype, panel, out, |row, to| {
+        if row >= q + k_rows + v_rows {
+            return Ok(false);
+        }
+        match qkv_row(row, head_dim, q + k_rows) {
+            row if row < q => sources[0].read(row, dtype, to),
+            row if row < q + k_rows => sources[1].read(row - q, dtype, to),
+            row => sources[2].read(row - q - k_rows, dtype, to),
+        }
+    })
+}
+
+/// The row of q, k and v, each below the one before, that is packed row `row`: elements i and i + head_dim / 2 of a
+/// head, which rotary embedding turns together, become neighbours. Rows from `turned` on, those of v, stay.
+pub fn qkv_row(row: usize, head_dim: usize, turned: usize) -> usize {
+    if row >= turned {
+        return row;
+    }
+    let at = row % head_dim;
+    row - at + at / 2 + at % 2 * (head_dim / 2)
+}
+
+/// Bytes of a norm's weight of `k` elements as [`pack_norm`] makes it.
+pub fn norm_bytes(k: usize) -> usize {
+    k.next_multiple_of(8) * 2 + 16
+}
+
+/// The weight of a norm that a linear layer computes (kernels/gemv_norm.cu): rounded to `dtype`, and behind it an f32
+/// that it was divided by: for f16 the power of two that brings its largest element to at most 1, so that nothing times
+/// an element overflows; for bf16, which has the range of f32, 1. `out` is `norm_bytes` long.
+pub fn pack_norm(weight: &[f32], dtype: DType, out: &mut [u8]) -> Result<()> {
+    if out.len() != norm_bytes(weight.len()) || !matches!(dtype, DType::F16 | DType::Bf16) {
+        return Err(Error::Internal(format!("a norm of {} in {} bytes of {}", weight.len(), out.len(), dtype.name())));
+    }
+    let largest = weight.iter().filter(|w| w.is_finite()).fold(0f32, |m, w| m.max(w.abs()));
+    let exponent = if dtype == DType::F16 && largest > 0.0 { largest.log2().ceil().clamp(-100.0, 100.0) } else { 0.0 };
+    let power = 2f32.powi(exponent as i32);
+    out.fill(0);
+    for (to, w) in out.as_chunks_mut::<2>().0.iter_mut().zip(weight) {
+        *to = match dtype {
+            DType::F16 => f16::from_f32(w / power).to_le_bytes(),
+            _ => bf16::from_f32(*w).to_le_bytes(),
+        };
+    }
+    let at = weight.len().next_multiple_of(8) * 2;
+    out[at..at + 4].copy_from_slice(&power.to_le_bytes());
+    Ok(())
 }
 
 /// All panels of a matrix, packed by all threads.
@@ -243,6 +306,53 @@ mod tests {
         }
         assert_eq!(element(&packed, k, 82, 0), 0.0);
         assert!(pack_panel("qkv", &[&parts[0], &numbered(3, 21)], DType::Bf16, 0, &mut packed[..64]).is_err());
+    }
+
+    #[test]
+    fn pairs_of_q_and_k_are_neighbours() {
+        let (k, head_dim) = (20, 6);
+        let parts = [numbered(12, k), numbered(6, k), numbered(6, k)];
+        let mut packed = vec![0; panel_bytes(k)];
+        pack_qkv_panel("qkv", parts.each_ref(), head_dim, DType::Bf16, 0, &mut packed).unwrap();
+        let order = [0, 3, 1, 4, 2, 5];
+        for (row, part, of) in (0..24).map(|row| match row {
+            0..12 => (row, &parts[0], row / 6 * 6 + order[row % 6]),
+            12..18 => (row, &parts[1], order[row - 12]),
+            _ => (row, &parts[2], row - 18),
+        }) {
+            assert_eq!(element(&packed, k, row, 7), part.to_f32().unwrap()[of * k + 7], "{row}");
+        }
+        assert_eq!(element(&packed, k, 24, 7), 0.0);
+        // Heads that do not fit.
+        assert!(pack_qkv_panel("qkv", parts.each_ref(), 5, DType::Bf16, 0, &mut packed).is_err());
+    }
+
+    #[test]
+    fn the_weight_of_a_norm_cannot_make_f16_overflow() {
+        let weight = [0.5, -9.0, 3.0, 1e-3, 0.0];
+        let mut out = vec![0; norm_bytes(5)];
+        assert_eq!(out.len(), 32);
+        for (dtype, power) in [(DType::F16, 16.0), (DType::Bf16, 1.0)] {
+            pack_norm(&weight, dtype, &mut out).unwrap();
+            assert_eq!(f32::from_le_bytes(out[16..20].try_into().unwrap()), power);
+            for (i, w) in weight.iter().enumerate() {
+                let bytes = [out[2 * i], out[2 * i + 1]];
+                let got = match dtype {
+                    DType::F16 => f16::from_le_bytes(bytes).to_f32(),
+                    _ => bf16::from_le_bytes(bytes).to_f32(),
+                };
+                assert!(
+                    (got * power - w).abs() <= w.abs() * 4e-3 && (dtype == DType::Bf16 || got.abs() <= 1.0),
+                    "{got}"
+                );
+            }
+        }
+        pack_norm(&[0.0; 5], DType::F16, &mut out).unwrap();
+        assert_eq!(f32::from_le_bytes(out[16..20].try_into().unwrap()), 1.0);
+        assert!(
+            pack_norm(&weight, DType::F32, &mut out).is_err()
+                && pack_norm(&weight[1..], DType::F16, &mut out[1..]).is_err()
+        );
     }
 
     #[test]

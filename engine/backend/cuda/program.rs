@@ -264,6 +264,11 @@ impl Program for CudaProgram {
         let most = self.buckets[bucket].bucket.sizes.get(Sym::LogitRows);
         chooser.read(&self.shared, &mut self.results, most, rows, into)
     }
+
+    fn launches(&self, sizes: &Sizes) -> Result<Option<usize>> {
+        let Prepared { launches, choose, .. } = &self.buckets[self.bucket_for(sizes)?];
+        Ok(Some(launches.len() + choose.len()))
+    }
 }
 
 impl Drop for CudaProgram {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
+use super::ops::fused::NORM_ROWS;
 use super::ops::linear::{self, Work, WorkBytes};
 use super::ops::paged_attention;
 use crate::backend::Bucket;
@@ -22,6 +23,8 @@ pub struct ScratchBytes {
     work: WorkBytes,
     /// q, k and v of a layer, side by side.
     qkv: usize,
+    /// The norm of a layer's input, where it takes a launch of its own.
+    normed: usize,
     constants: usize,
 }
 
@@ -40,7 +43,18 @@ impl ScratchBytes {
                     all.add(paged_attention::work_bytes(heads, seqs, blocks, multiprocessors));
                 }
             }
+            if let Op::QkvRope { norm: Some(norm), .. }
+            | Op::GatedLinear { norm: Some(norm), .. }
+            | Op::NormLinear { norm, .. } = &node.op
+            {
+                let rows = node.ty.shape.rows().eval(&plan.bucket);
+                let bytes = rows * plan.layout.stride(matrix(&norm.weight).0) * plan.layout.float_bytes;
+                if rows > NORM_ROWS {
+                    all.normed = all.normed.max(bytes.next_multiple_of(ALIGN));
+                }
+            }
             let (columns, k) = match &node.op {
+                Op::NormLinear { weight, .. } => matrix(weight),
                 Op::Linear { weight, .. } | Op::LinearAdd { weight, .. } | Op::LinearActivation { weight, .. } => {
                     matrix(weight)
                 }
@@ -67,7 +81,7 @@ impl ScratchBytes {
     }
 
     pub fn total(&self) -> usize {
-        self.work.partial_bytes + self.work.arrived_bytes + self.qkv + self.constants
+        self.work.partial_bytes + self.work.arrived_bytes + self.qkv + self.normed + self.constants
     }
 }
 
@@ -96,6 +110,7 @@ pub struct Scratch {
     partial: DeviceBuffer,
     arrived: DeviceBuffer,
     qkv: DeviceBuffer,
+    normed: DeviceBuffer,
     constants: DeviceBuffer,
     /// Bytes from the start of `constants`.
     tables: Vec<(Arc<[f32]>, usize)>,
@@ -111,6 +126,7 @@ impl Scratch {
             partial: device.alloc(&what, bytes.work.partial_bytes)?,
             arrived: device.alloc(&what, bytes.work.arrived_bytes)?,
             qkv: device.alloc(&what, bytes.qkv)?,
+            normed: device.alloc(&what, bytes.normed)?,
             constants: device.alloc(&what, bytes.constants)?,
             tables: tables(&plan.graph)
                 .scan(0, |at, table| {
@@ -136,6 +152,11 @@ impl Scratch {
     /// Room for q, k and v of a layer.
     pub fn qkv(&self) -> &DeviceBuffer {
         &self.qkv
+    }
+
+    /// Room for the norm of a layer's input.
+    pub fn normed(&self) -> &DeviceBuffer {
+        &self.normed
     }
 
     /// A table of frequencies.

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::driver::{Device, DeviceBuffer, DeviceSlice, Event, PinnedBuffer, Stream};
 use super::{pack, staging};
-use crate::graph::{Graph, Op, WeightId};
+use crate::graph::{Graph, Norm, Op, WeightId};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
@@ -26,6 +26,15 @@ pub enum Form {
     Packed,
     /// Tiles of two matrices of one shape, mixed: gate and up.
     PackedPair,
+    /// Tiles of q, k and v, the pairs that rotary embedding turns side by side, and a vector in that order.
+    PackedQkv {
+        head_dim: usize,
+    },
+    VectorQkv {
+        head_dim: usize,
+    },
+    /// A norm's weight for a linear layer that applies it.
+    Norm,
 }
 
 /// Weights that an operation reads as one: several vectors or matrices lie one below the other.
@@ -60,7 +69,9 @@ impl Use {
         match self.form {
             Form::Vector => Pieces { count: n * k, bytes: 4 },
             Form::Rows => Pieces { count: n, bytes: k.next_multiple_of(super::ROW_ALIGN) * 2 },
-            Form::Packed | Form::PackedPair => {
+            Form::VectorQkv { .. } => Pieces { count: 1, bytes: n * 4 },
+            Form::Norm => Pieces { count: 1, bytes: pack::norm_bytes(n) },
+            Form::Packed | Form::PackedPair | Form::PackedQkv { .. } => {
                 Pieces { count: n.div_ceil(pack::PANEL_ROWS), bytes: pack::panel_bytes(k) }
             }
         }
@@ -79,8 +90,18 @@ pub fn uses_of(op: &Op) -> Vec<Use> {
         Op::Linear { weight, bias } | Op::LinearAdd { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
             std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector)).collect()
         }
-        Op::GatedLinear { gate, up, .. } => vec![Use::pair(*gate, *up)],
-        Op::SelfAttention { qkv, .. } | Op::QkvRope { qkv, .. } => {
+        Op::NormLinear { norm, weight, bias } => {
+            let layer = std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector));
+            norm_uses(Some(norm)).chain(layer).collect()
+        }
+        Op::GatedLinear { gate, up, norm, .. } => norm_uses(norm.as_ref()).chain([Use::pair(*gate, *up)]).collect(),
+        Op::QkvRope { norm, qkv, heads, .. } => {
+            let head_dim = heads.head_dim;
+            let weights = Use::joined(Form::PackedQkv { head_dim }, qkv.weights);
+            let biases = qkv.biases.map(|b| Use::joined(Form::VectorQkv { head_dim }, b));
+            norm_uses(norm.as_ref()).chain([weights]).chain(biases).collect()
+        }
+        Op::SelfAttention { qkv, .. } => {
             let weights = Use::joined(Form::Packed, qkv.weights);
             std::iter::once(weights).chain(qkv.biases.map(|b| Use::joined(Form::Vector, b))).collect()
         }
@@ -89,6 +110,11 @@ pub fn uses_of(op: &Op) -> Vec<Use> {
         }
         other => other.weights().iter().map(vector).collect(),
     }
+}
+
+/// As few rows and as many rows take it.
+fn norm_uses(norm: Option<&Norm>) -> impl Iterator<Item = Use> {
+    norm.into_iter().flat_map(|n| [Use::of(Form::Norm, n.weight), Use::of(Form::Vector, n.weight)])
 }
 
 /// Every use of a graph once, in the order of its nodes.
@@ -198,6 +224,26 @@ impl Source<'_> {
                 let count = out.len() / 4;
                 out.copy_from_slice(bytemuck::cast_slice(&values[start..start + count]));
                 Ok(())
+            }
+            Form::VectorQkv { head_dim } => {
+                let lengths: Vec<usize> = self.tensors.iter().map(|t| t.shape().iter().product()).collect();
+                let mut values = Vec::new();
+                for tensor in &self.tensors {
+                    values.extend_from_slice(&tensor.to_f32()?);
+                }
+                let turned = lengths.iter().take(2).sum();
+                for (row, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                    *out = values[pack::qkv_row(row, head_dim, turned)].to_ne_bytes();
+                }
+                Ok(())
+            }
+            Form::Norm => pack::pack_norm(&self.tensors[0].to_f32()?, self.dtype, out),
+            Form::PackedQkv { head_dim } => {
+                let [q, k, v] = *self.tensors.as_slice() else {
+                    return Err(Error::Internal(format!("{}: not q, k and v", self.name)));
+                };
+                let pack = |(i, out)| pack::pack_qkv_panel(self.name, [q, k, v], head_dim, self.dtype, start + i, out);
+                pieces.try_for_each(pack)
             }
             Form::Rows => pieces.try_for_each(|(i, out)| {
                 let row = self.row(start + i)?;

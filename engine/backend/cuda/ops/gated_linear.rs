@@ -43,7 +43,7 @@ impl GatedLinear<'_> {
         self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, Some(quantized))
     }
 
-    fn linear(&self) -> Linear<'_> {
+    pub(super) fn linear(&self) -> Linear<'_> {
         Linear {
             dtype: self.dtype,
             x: self.x,

@@ -5,7 +5,7 @@
 //! layers (`gated_linear.rs`).
 
 pub use super::gated_linear::GatedLinear;
-use super::linear_choice::choose;
+use super::linear_choice::{Choice, choose};
 pub use super::linear_choice::{Storage, WorkBytes, work_bytes, work_bytes_of};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack, pack_quantized};
 use crate::graph::Activation;
@@ -54,7 +54,7 @@ const FLOAT_OUTPUT: i32 = 4;
 /// Mirrors `LinearArgs` in kernels/epilogue.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct LinearArgs {
+pub(super) struct LinearArgs {
     x: u64,
     w: u64,
     scales: u64,
@@ -142,7 +142,7 @@ impl Linear<'_> {
         self.prepare_flags("linear", cuda, self.flags(), self.n, Some(quantized))
     }
 
-    fn flags(&self) -> i32 {
+    pub(super) fn flags(&self) -> i32 {
         (if self.activation.is_some() { ACTIVATE } else { 0 })
             | (if self.output == DType::F32 { FLOAT_OUTPUT } else { 0 })
     }
@@ -157,7 +157,31 @@ impl Linear<'_> {
         quantized: Option<&Quantized>,
     ) -> Result<Launch> {
         let suffix = ops::half_suffix(op, self.dtype)?;
-        self.check(op, columns, quantized)?;
+        let storage = quantized.map_or(Storage::Dense, Quantized::storage);
+        let (choice, args) = self.arguments(op, cuda, flags, columns, self.n, quantized)?;
+        let columns = columns.next_multiple_of(pack::PANEL_ROWS);
+        let (file, entry) = choice.kernel.entry(storage, suffix);
+        let function = cuda.kernel(file, &entry)?;
+        let config = LaunchConfig {
+            grid: (ops::int(op, choice.kernel.blocks(self.rows, columns))? as u32, choice.splits as u32, 1),
+            block: (choice.kernel.threads(), 1, 1),
+            shared_bytes: choice.kernel.shared_bytes(storage, self.rows) as u32,
+        };
+        // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked with its making.
+        unsafe { Launch::new(function, config, &args) }
+    }
+
+    /// The kernel, and its arguments; y is as wide as `y_width`.
+    pub(super) fn arguments(
+        &self,
+        op: &str,
+        cuda: &Cuda,
+        flags: i32,
+        columns: usize,
+        y_width: usize,
+        quantized: Option<&Quantized>,
+    ) -> Result<(Choice, LinearArgs)> {
+        self.check(op, columns, y_width, quantized)?;
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let multiprocessors = cuda.device().multiprocessors() as usize;
         let storage = quantized.map_or(Storage::Dense, Quantized::storage);
@@ -213,18 +237,10 @@ impl Linear<'_> {
             activation: SigmoidForm::new(self.activation),
             group: ops::int(op, group)?,
         };
-        let (file, entry) = choice.kernel.entry(storage, suffix);
-        let function = cuda.kernel(file, &entry)?;
-        let config = LaunchConfig {
-            grid: (ops::int(op, choice.kernel.blocks(self.rows, columns))? as u32, choice.splits as u32, 1),
-            block: (choice.kernel.threads(), 1, 1),
-            shared_bytes: choice.kernel.shared_bytes(storage, self.rows) as u32,
-        };
-        // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked above.
-        unsafe { Launch::new(function, config, &args) }
+        Ok((choice, args))
     }
 
-    fn check(&self, op: &str, columns: usize, quantized: Option<&Quantized>) -> Result<()> {
+    fn check(&self, op: &str, columns: usize, y_width: usize, quantized: Option<&Quantized>) -> Result<()> {
         let (rows, n, k) = (self.rows, self.n, self.k);
         if rows == 0 || n == 0 || k == 0 || [DType::F32, self.dtype].iter().all(|t| *t != self.output) {
             return Err(Error::Internal(format!("{op}: [{rows}, {k}] x [{n}, {k}], to {}", self.output.name())));
@@ -259,7 +275,7 @@ impl Linear<'_> {
             ops::check_rows(op, "x", &self.x, rows, k, self.x_stride, self.dtype)?;
             check_vectors(op, "x", &self.x, self.x_stride, 8, 16)?;
         }
-        ops::check_rows(op, "y", &self.y, rows, n, self.y_stride, self.output)?;
+        ops::check_rows(op, "y", &self.y, rows, y_width, self.y_stride, self.output)?;
         let vectors = if self.output == DType::F32 { 1 } else { 4 };
         check_vectors(op, "y", &self.y, self.y_stride, vectors, 16)?;
         check_vectors(op, "weight", &self.weight, 0, 1, 16)?;

@@ -4,6 +4,13 @@
 //! memory that these need. Owns: the choice, nowhere else is one made. Not here: arguments of a launch (`linear.rs`).
 
 use crate::backend::cuda::pack;
+use crate::{Error, Result};
+
+/// Rows up to which a layer computes the norm of its input: every block reads all of x, and the multiply has room for
+/// so many beside the norm's weight (kernels/gemv_norm.cu).
+pub const NORM_ROWS: usize = 8;
+/// Rows up to which q, k and v are turned and stored by the launch that makes them (kernels/gemv_qkv.cu).
+pub const QKV_ROWS: usize = 16;
 
 /// A storage of weights, as far as the choice of a kernel goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +78,28 @@ impl Kernel {
         (file, format!("{file}_{suffix}_{size}"))
     }
 
+    /// File, entry and shared bytes of the same kernel with a norm before it, or the output of q, k and v behind it.
+    pub(super) fn fused(
+        self,
+        suffix: &str,
+        rows: usize,
+        norm: bool,
+        qkv: bool,
+    ) -> Result<(&'static str, String, usize)> {
+        let Kernel::Stream { tiles, unit } = self else {
+            return Err(Error::Internal(format!("nothing is fused with {self:?}")));
+        };
+        let (file, name) = match (norm, qkv) {
+            (true, true) => ("gemv_qkv", "gemv_qkv_norm"),
+            (false, true) => ("gemv_qkv", "gemv_qkv"),
+            (_, false) => ("gemv_norm", "gemv_norm"),
+        };
+        // Two units of x a warp and of the norm's weight; what turns each vector of four sums; a factor a row.
+        let rings = STREAM_WARPS * 2 * (rows + usize::from(norm)) * unit * 32;
+        let turns = if qkv { rows * tiles * 4 * 16 } else { 0 };
+        Ok((file, format!("{name}_{suffix}_r{tiles}"), rings + turns + if norm { rows * 4 } else { 0 }))
+    }
+
     /// Without splits of k.
     pub(super) fn blocks(self, rows: usize, columns: usize) -> usize {
         match self {
@@ -128,7 +157,12 @@ impl Choice {
             return WorkBytes::default();
         }
         let blocks = self.kernel.blocks(rows, columns);
-        WorkBytes { partial_bytes: self.splits * blocks * self.kernel.sums(rows) * 4, arrived_bytes: blocks * 4 }
+        // Where a row's squares are summed too, for a norm, they take a vector more.
+        let squares = if matches!(self.kernel, Kernel::Stream { .. }) { rows * 4 } else { 0 };
+        WorkBytes {
+            partial_bytes: self.splits * blocks * (self.kernel.sums(rows) + squares) * 4,
+            arrived_bytes: blocks * 4,
+        }
     }
 }
 
@@ -187,7 +221,7 @@ mod tests {
         assert_eq!(choose(Storage::Dense, 16, 28672, 4096, 132), Choice { kernel: WIDE, splits: 1 });
         let choice = choose(Storage::Dense, 1, 1024, 4096, 132);
         assert_eq!(choice, Choice { kernel: NARROW, splits: 4 });
-        assert_eq!(choice.work(1, 1024), WorkBytes { partial_bytes: 4 * 1024 * 4, arrived_bytes: 64 * 4 });
+        assert_eq!(choice.work(1, 1024), WorkBytes { partial_bytes: 4 * 64 * 20 * 4, arrived_bytes: 64 * 4 });
         let choice = choose(Storage::Dense, 17, 4096, 4096, 132);
         assert_eq!(choice, Choice { kernel: SMALL, splits: 8 });
         assert_eq!(choice.work(17, 4096), WorkBytes { partial_bytes: 8 * 32 * 32 * 128 * 4, arrived_bytes: 32 * 4 });

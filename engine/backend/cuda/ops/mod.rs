@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod fused;
 pub mod gated_linear;
 pub mod kv_write;
 pub mod layernorm;

@@ -56,7 +56,8 @@ pub struct Rope<'a> {
     pub tokens: usize,
     /// One i32 on the device: tokens of the batch, at most `tokens`.
     pub num_tokens: Option<DeviceSlice<'a>>,
-    /// Keys to turn likewise and to write to their pages with their values, in the same launch.
+    /// Keys to turn likewise and to write to their pages with their values, in the same launch. Then elements i and
+    /// i + r of a head of x and k lie side by side, at 2 i and 2 i + 1 (`pack::qkv_row`), and y is not x.
     pub keys: Option<RopeKeys<'a>>,
 }
 
@@ -112,7 +113,7 @@ impl Rope<'_> {
             ops::check_bytes(op, "num_tokens", n.bytes(), 4)?;
         }
         let mut addresses = vec![self.x.address(), self.y.address()];
-        let mut lengths = vec![half, self.head_dim, self.x_stride, self.y_stride];
+        let mut lengths = vec![self.head_dim, self.x_stride, self.y_stride];
         let mut heads = self.heads;
         if let Some(keys) = &self.keys {
             let width = keys.kv_heads * self.head_dim;
@@ -120,12 +121,18 @@ impl Rope<'_> {
             ops::check_rows(op, "v", &keys.v, self.tokens, width, keys.v_stride, self.dtype)?;
             ops::check_bytes(op, "cache", keys.cache.bytes(), 2 * width * PAGE_SIZE * self.dtype.size())?;
             ops::check_bytes(op, "slot_mapping", keys.slot_mapping.bytes(), self.tokens * 4)?;
+            if self.x.address() == self.y.address() {
+                return Err(Error::Internal(format!("{op}: pairs cannot be put in order in place")));
+            }
             addresses.extend([keys.k.address(), keys.v.address(), keys.cache.address()]);
             lengths.extend([keys.k_stride, keys.v_stride]);
             heads += 2 * keys.kv_heads;
         }
-        // Four elements a thread where nothing forbids it.
-        let vector = addresses.iter().all(|a| a % 8 == 0) && lengths.iter().all(|n| n.is_multiple_of(4));
+        // Four pairs a thread where nothing forbids it: from two places, or from one of twice the size.
+        let size = if self.keys.is_some() { 16 } else { 8 };
+        let vector = addresses.iter().all(|a| a % size == 0)
+            && half.is_multiple_of(4)
+            && lengths.iter().all(|n| (n * self.dtype.size()).is_multiple_of(size as usize));
         let entry = match (&self.keys, vector) {
             (None, true) => format!("rope_{suffix}"),
             (None, false) => format!("rope_{suffix}_scalar"),

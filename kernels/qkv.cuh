@@ -1,0 +1,99 @@
+// What a linear layer for few rows does besides its product: the norm of x before it, and for q, k and v of a decoder's
+// attention what comes after: q and k turned by their positions, k and v stored in their pages.
+//
+// Owns: FusedArgs, the argument of gemv_norm.cu and gemv_qkv.cu. Not here: products (gemv.cuh), the angle (rotary.cuh).
+#pragma once
+
+#include "epilogue.cuh"
+#include "pages.cuh"
+#include "rotary.cuh"
+
+namespace engine {
+
+// Mirrored by FusedArgs in engine/backend/cuda/ops/fused.rs.
+struct FusedArgs {
+  LinearArgs linear;      // of q, k and v: y is q, n the features of all three
+  const void* norm;       // [k] T, divided by a power of two, and behind it, 16-byte aligned, that power as an f32
+  const int* positions;   // [rows]
+  const float* inv_freq;  // [head_dim / 2]
+  void* cache;            // [page][K|V][kv_heads][16][head_dim] T
+  const int* slots;       // [rows], page * 16 + offset; negative: k and v are not stored
+  int heads;
+  int kv_heads;
+  int head_dim;
+  float eps;
+};
+static_assert(sizeof(FusedArgs) == 216, "size as in Rust");
+
+// What a row's sums are multiplied by; `squares` is the sum over its k elements.
+template <typename T>
+__device__ __forceinline__ float norm_factor(const FusedArgs& args, int k, float squares) {
+  const T* behind = static_cast<const T*>(args.norm) + (k + 7) / 8 * 8;
+  return rsqrtf(squares / k + args.eps) * *reinterpret_cast<const float*>(behind);
+}
+
+// Copies what turns each vector of four packed columns to shared memory, a vector a thread: position, two frequencies,
+// slot. It arrives with this thread's next group of copies.
+__device__ __forceinline__ void copy_turn(const FusedArgs& args, float4* turns, int rows, int vectors, int column) {
+  const int index = threadIdx.x, row = index / vectors;
+  if (row >= rows) return;
+  const int half = args.head_dim / 2, pair = (column + index % vectors * 4) / 2;
+  const uint32_t to = shared_address(turns + index);
+  cp_async<4>(to, args.positions + row);
+  cp_async<4>(to + 4, args.inv_freq + pair % half);
+  cp_async<4>(to + 8, args.inv_freq + (pair + 1) % half);
+  cp_async<4>(to + 12, args.slots + row);
+}
+
+// Where element 0 of a row's head goes; null: nowhere. Heads of q, then of k, then of v.
+template <typename T>
+__device__ __forceinline__ T* head_of(const FusedArgs& args, int row, int head, int slot) {
+  if (head < args.heads) {
+    return static_cast<T*>(args.linear.y) + static_cast<size_t>(row) * args.linear.y_stride + head * args.head_dim;
+  }
+  if (slot < 0) return nullptr;
+  return static_cast<T*>(args.cache) + slot_offset(slot, args.kv_heads, args.head_dim) +
+         (head - args.heads) * (kPageSize * args.head_dim);
+}
+
+// Four sums of a row, packed columns from `column` on, of which `count` are there, an even number. Two columns of q and
+// k are a pair that is turned together, i and i + head_dim / 2 of a head; those of v are neighbours.
+template <typename T>
+__device__ __forceinline__ void store_qkv(const FusedArgs& args, int row, int column, int count, float4 v,
+                                          float4 turn) {
+  const int half = args.head_dim / 2, position = __float_as_int(turn.x), slot = __float_as_int(turn.w);
+  const int head = column / 2 / half, at = column / 2 - head * half;
+  const bool turned = head < args.heads + args.kv_heads;
+  const float2 first = rotary(position, turn.y), second = rotary(position, turn.z);
+  if (half % 2 == 0) {
+    // Both pairs are of one head.
+    T* to = count > 0 ? head_of<T>(args, row, head, slot) : nullptr;
+    if (to == nullptr) return;
+    if (turned) {
+      *reinterpret_cast<uint32_t*>(to + at) =
+          pack_pair<T>(v.x * first.x - v.y * first.y, v.z * second.x - v.w * second.y);
+      *reinterpret_cast<uint32_t*>(to + at + half) =
+          pack_pair<T>(v.y * first.x + v.x * first.y, v.w * second.x + v.z * second.y);
+    } else {
+      *reinterpret_cast<uint2*>(to + 2 * at) = make_uint2(pack_pair<T>(v.x, v.y), pack_pair<T>(v.z, v.w));
+    }
+    return;
+  }
+  for (int e = 0; 2 * e < count; ++e) {
+    const bool next = at + e == half;
+    const int i = next ? 0 : at + e;
+    T* to = head_of<T>(args, row, head + next, slot);
+    if (to == nullptr) continue;
+    const float a = e == 0 ? v.x : v.z, b = e == 0 ? v.y : v.w;
+    if (head + next < args.heads + args.kv_heads) {
+      const float2 r = e == 0 ? first : second;
+      to[i] = from_float<T>(a * r.x - b * r.y);
+      to[i + half] = from_float<T>(b * r.x + a * r.y);
+    } else {
+      to[2 * i] = from_float<T>(a);
+      to[2 * i + 1] = from_float<T>(b);
+    }
+  }
+}
+
+}  // namespace engine
