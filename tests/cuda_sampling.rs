@@ -46,7 +46,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("another seed", SamplingFlags { seed: Some(0xfeed_face_cafe_beef), logprobs: Some(3), ..warm.clone() }),
         ("top-k", SamplingFlags { top_k: Some(12), ..warm.clone() }),
         ("top-p", SamplingFlags { top_p: Some(0.7), logprobs: Some(2), ..warm.clone() }),
-        ("min-p", SamplingFlags { min_p: Some(0.2), ..warm.clone() }),
+        ("min-p", SamplingFlags { min_p: Some(0.5), ..warm.clone() }),
         ("all of them", SamplingFlags { top_k: Some(40), top_p: Some(0.9), min_p: Some(0.05), ..warm.clone() }),
         // Below 1 it prefers what was there: a strong effect on the near-equal logits of a tiny model.
         ("repetition penalty", SamplingFlags { repetition_penalty: Some(0.2), ..base.clone() }),
