@@ -3,31 +3,13 @@
 
 mod cli_support;
 
-use cli_support::{Output, data, engine, finish, model, path};
+use cli_support::{Output, data, engine, finish, golden_line, model, path};
 use serde_json::{Value, json};
 
 fn cases(model: &str) -> Vec<Value> {
     let text = std::fs::read(data().join("golden/idefics2/cases.json")).unwrap();
     let all: Vec<Value> = serde_json::from_slice(&text).unwrap();
     all.into_iter().filter(|c| c["model"] == model).collect()
-}
-
-/// A golden case as a line of the file: its own fields, paths made absolute.
-fn line(case: &Value) -> Value {
-    let mut o = json!({"id": case["name"], "max_tokens": case["max_tokens"], "logprobs": 2});
-    for key in ["prompt", "images", "messages", "raw", "system"] {
-        if !case[key].is_null() {
-            o[key] = case[key].clone();
-        }
-    }
-    let absolute = |v: &mut Value| *v = json!(path(v.as_str().unwrap()));
-    o.get_mut("images").and_then(Value::as_array_mut).into_iter().flatten().for_each(absolute);
-    for turn in o.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
-        for part in turn["content"].as_array_mut().into_iter().flatten() {
-            part.get_mut("path").into_iter().for_each(absolute);
-        }
-    }
-    o
 }
 
 /// `run --requests - --json` with these lines on standard input.
@@ -57,7 +39,7 @@ fn golden_cases_in_one_file_are_exact() {
     for name in ["idefics2-tiny", "idefics2-tiny-nosplit"] {
         let cases = cases(name);
         assert!(cases.len() >= 3);
-        let lines: Vec<String> = cases.iter().map(|c| line(c).to_string()).collect();
+        let lines: Vec<String> = cases.iter().map(|c| golden_line(c, 2).to_string()).collect();
         let longest = cases.iter().map(|c| c["prompt_tokens"].as_u64().unwrap() + 32).max().unwrap();
         // As many pages as the longest sequence takes, and two: all at once they do not fit, and some are preempted.
         let pages = (longest.div_ceil(16) + 2).to_string();
@@ -91,9 +73,9 @@ fn bad_lines_fail_in_their_place() {
         ("\"just text\"", Value::Null, "expected a JSON object"),
     ];
     let long = json!({"id": "long", "prompt": "word ".repeat(4000)}).to_string();
-    let mut lines = vec![line(first).to_string()];
+    let mut lines = vec![golden_line(first, 2).to_string()];
     lines.extend(broken.iter().map(|b| b.0.to_string()));
-    lines.extend([String::new(), long, line(last).to_string()]);
+    lines.extend([String::new(), long, golden_line(last, 2).to_string()]);
     let out = run(&model(), &lines, &[]);
     assert_eq!((out.code, out.stderr.as_str()), (Some(3), "12 requests failed\n"), "{out:?}");
     let results = out.json_lines();

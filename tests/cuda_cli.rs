@@ -13,7 +13,7 @@ mod device;
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use cli_support::{data, engine, finish, path};
+use cli_support::{data, engine, finish, golden_line, path};
 use serde_json::{Value, json};
 
 /// The binary, which shall find the driver that this test found.
@@ -23,24 +23,6 @@ fn with_driver() -> Command {
         c.env("LD_LIBRARY_PATH", value);
     }
     c
-}
-
-/// A golden case as a line of a file of requests.
-fn line(case: &Value) -> Value {
-    let mut o = json!({"id": case["name"], "max_tokens": case["max_tokens"], "logprobs": 5});
-    for key in ["prompt", "images", "messages", "raw", "system"] {
-        if !case[key].is_null() {
-            o[key] = case[key].clone();
-        }
-    }
-    let absolute = |v: &mut Value| *v = json!(path(v.as_str().unwrap()));
-    o.get_mut("images").and_then(Value::as_array_mut).into_iter().flatten().for_each(absolute);
-    for turn in o.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
-        for part in turn["content"].as_array_mut().into_iter().flatten() {
-            part.get_mut("path").into_iter().for_each(absolute);
-        }
-    }
-    o
 }
 
 fn answers(lines: &[Value], args: &[&str]) -> Vec<Value> {
@@ -88,7 +70,7 @@ fn golden(dtype: &str, limit: f64, least: usize) {
     let cases: Vec<Value> = serde_json::from_slice(&text).unwrap();
     let mut models: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for case in &cases {
-        models.entry(case["model"].as_str().unwrap()).or_default().push(line(case));
+        models.entry(case["model"].as_str().unwrap()).or_default().push(golden_line(case, 5));
     }
     assert!(models.len() >= 2, "{models:?}");
     let (mut equal, mut all) = (0, 0);

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// `tests/data`.
@@ -19,6 +19,24 @@ pub fn data() -> PathBuf {
 /// A path below `tests/data` as an argument.
 pub fn path(name: &str) -> String {
     data().join(name).display().to_string()
+}
+
+/// A golden case as a line of a file of requests, with so many log-probabilities: its own fields, paths made absolute.
+pub fn golden_line(case: &Value, logprobs: usize) -> Value {
+    let mut o = json!({"id": case["name"], "max_tokens": case["max_tokens"], "logprobs": logprobs});
+    for key in ["prompt", "images", "messages", "raw", "system"] {
+        if !case[key].is_null() {
+            o[key] = case[key].clone();
+        }
+    }
+    let absolute = |v: &mut Value| *v = json!(path(v.as_str().expect("a path")));
+    o.get_mut("images").and_then(Value::as_array_mut).into_iter().flatten().for_each(absolute);
+    for turn in o.get_mut("messages").and_then(Value::as_array_mut).into_iter().flatten() {
+        for part in turn["content"].as_array_mut().into_iter().flatten() {
+            part.get_mut("path").into_iter().for_each(absolute);
+        }
+    }
+    o
 }
 
 pub fn model() -> String {
