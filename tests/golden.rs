@@ -212,3 +212,36 @@ fn close(name: &str, got: &[f32], want: &[f32]) {
         assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{name}: value {i}: {a}, expected {b}");
     }
 }
+
+/// A row of logits without numbers ends the request that it belongs to, and no other.
+#[test]
+fn a_broken_row_ends_its_request_alone() {
+    let all = cases("cases.json");
+    let cases: Vec<&Value> = all
+        .iter()
+        .filter(|c| text(c, "model") == "idefics2-tiny" && c["token_ids"].as_array().unwrap().len() > 8)
+        .collect();
+    assert!(cases.len() >= 3);
+    // Once, the first row of a step of at least three.
+    let broken = Arc::new(Mutex::new(false));
+    let seen = broken.clone();
+    let probe = move |node: &engine::graph::Node, shape: &[usize], values: &mut [f32]| {
+        let mut seen = seen.lock().unwrap();
+        if node.name == "lm_head" && shape[0] >= 3 && !*seen {
+            values[..shape[1]].fill(f32::NAN);
+            *seen = true;
+        }
+        Ok(())
+    };
+    let engine = Engine::open(EngineOptions { probe: Some(Box::new(probe)), ..options("idefics2-tiny") }).unwrap();
+    let handles: Vec<_> = cases.iter().map(|c| engine.submit(&request(c)).unwrap()).collect();
+    let answers: Vec<_> = handles.into_iter().map(|h| h.answer()).collect();
+    assert!(*broken.lock().unwrap());
+    let errors: Vec<String> = answers.iter().filter_map(|a| a.as_ref().err().map(ToString::to_string)).collect();
+    assert!(errors.len() == 1 && errors[0].contains("the model overflows"), "{errors:?}");
+    for (case, answer) in cases.iter().zip(&answers) {
+        if let Ok(answer) = answer {
+            check(case, answer);
+        }
+    }
+}

@@ -202,8 +202,16 @@ impl Worker {
         let mut sampled = Vec::with_capacity(batch.inputs.logit_rows.len());
         for (id, row) in batch.sampling().zip(results) {
             let Some(l) = live.get_mut(&id) else { continue };
-            let (token, ended) = l.take_token(row, sampler)?;
-            sampled.push((id, token, ended));
+            match l.take_token(row, sampler) {
+                Ok((token, ended)) => sampled.push((id, token, ended)),
+                Err(e) => {
+                    // Logits that leave no token are that request's fault; the others go on.
+                    l.mailbox.push(Err(e));
+                    l.mailbox.close();
+                    live.remove(&id);
+                    sampled.push((id, 0, true));
+                }
+            }
         }
         for ended in self.scheduler.commit(batch, &sampled)? {
             if let Some(l) = self.live.remove(&ended.id()) {
