@@ -5,6 +5,7 @@
 //! --test cuda_scorecard`); instructions where tools/scorecard.sh has fetched cuobjdump. The same program writes the
 //! committed files, when SCORECARD_WRITE names their folder (tools/scorecard.sh).
 
+mod cli_support;
 #[allow(dead_code)]
 #[path = "cuda_ops/counted.rs"]
 mod counted;
@@ -15,12 +16,13 @@ mod scorecard {
     pub mod card;
     pub mod measure;
     pub mod sass;
+    pub mod token;
 }
 
 use engine::backend::cuda::kernels::KERNELS;
 use list::harness::Gpu;
-use scorecard::card::{Card, Ratios, Resources, Row, table, worse};
-use scorecard::measure;
+use scorecard::card::{Card, Ratios, Resources, Row, Token, table, worse};
+use scorecard::{measure, token};
 
 /// What runs [`child_for_counters`] alone.
 const CHILD: &[&str] = &["--exact", "child_for_counters", "--nocapture"];
@@ -39,6 +41,7 @@ fn measured() -> Card {
     let mut card = measure::static_card().expect("kernels disassemble");
     if Gpu::open().is_some_and(|gpu| gpu.soft) {
         measure::count(&mut card, CHILD).expect("every shape runs");
+        card.token = Some(token::token().expect("a decoder of zeros runs"));
     }
     card
 }
@@ -89,6 +92,7 @@ fn every_way_of_falling_behind_is_found() {
             Row { file: "gemm".into(), archs: [("80".to_string(), resources)].into(), counts },
         )]
         .into(),
+        token: None,
     };
     let good = card(resources(100, 0, 2.0), counts(1.0, 1.0));
     assert_eq!(worse(&good, &good), Vec::<String>::new());
@@ -104,6 +108,13 @@ fn every_way_of_falling_behind_is_found() {
         let found = worse(&good, &bad);
         assert!(found.len() == 1 && found[0].contains(wanted) && found[0].contains("gemm"), "{found:?}");
     }
+    let token = |launches_a_layer, bytes| Card {
+        token: Some(Token { launches_a_layer, launches_beside: 4, bytes }),
+        ..good.clone()
+    };
+    assert_eq!(worse(&token(5, 1.01), &token(5, 1.012)), Vec::<String>::new());
+    assert!(worse(&token(5, 1.01), &token(6, 1.01))[0].contains("196 launches, 164 were committed"));
+    assert!(worse(&token(5, 1.01), &token(5, 1.03))[0].contains("1.030 times the bytes"));
     // A new entry has nothing to fall behind, and still may not spill.
     assert_eq!(worse(&Card::default(), &good), Vec::<String>::new());
     assert_eq!(worse(&Card::default(), &card(resources(100, 4, 2.0), None)).len(), 1);

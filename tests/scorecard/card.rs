@@ -14,6 +14,25 @@ pub struct Card {
     /// nvcc's words on itself.
     pub toolchain: String,
     pub rows: BTreeMap<String, Row>,
+    /// Of a decode step of one sequence, on the software GPU.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Token>,
+}
+
+/// What a token of a decoder costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Token {
+    pub launches_a_layer: u64,
+    pub launches_beside: u64,
+    /// Of device memory that launches touch first, over those of the weights.
+    pub bytes: f64,
+}
+
+impl Token {
+    /// Of a decoder of 32 layers.
+    fn launches(&self) -> u64 {
+        32 * self.launches_a_layer + self.launches_beside
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -56,6 +75,17 @@ const MORE_SECTORS: f64 = 1.01;
 /// Everything in which `now` falls behind `committed`; each with what to do.
 pub fn worse(committed: &Card, now: &Card) -> Vec<String> {
     let mut all = Vec::new();
+    if let (Some(new), Some(old)) = (&now.token, &committed.token) {
+        if new.launches() > old.launches() {
+            all.push(format!("a token: {} launches, {} were committed", new.launches(), old.launches()));
+        }
+        if new.bytes > old.bytes * MORE_SECTORS {
+            all.push(format!(
+                "a token: {:.3} times the bytes of the weights, {:.3} were committed",
+                new.bytes, old.bytes
+            ));
+        }
+    }
     let hint = "make it as good as it was, or say why in the commit and run tools/scorecard.sh";
     for (entry, row) in &now.rows {
         // A new entry has no row before tools/scorecard.sh has run; it may not spill all the same.
@@ -125,6 +155,17 @@ pub fn table(card: &Card) -> String {
          `_v1` entries (of norms `_v0`) serve widths that are no multiple of a vector.\n\n",
         card.toolchain
     );
+    if let Some(token) = &card.token {
+        let _ = write!(
+            out,
+            "A token of one sequence: {} launches for 32 layers, {} a layer and {} beside; {:.4} times the bytes of the weights (hidden\n\
+             size 1024, three layers).\n\n",
+            token.launches(),
+            token.launches_a_layer,
+            token.launches_beside,
+            token.bytes
+        );
+    }
     let mut file = "";
     for (entry, row) in sorted(card) {
         if row.file != file {

@@ -12,7 +12,7 @@ use crate::counted::{self, Counts};
 
 /// What ptxas says of every entry, and instructions a multiply where there is a disassembler.
 pub fn static_card() -> Result<Card, String> {
-    let mut card = Card { toolchain: TOOLCHAIN.unwrap_or("none").to_string(), rows: BTreeMap::new() };
+    let mut card = Card { toolchain: TOOLCHAIN.unwrap_or("none").to_string(), ..Card::default() };
     let disassembler = sass::cuobjdump();
     for kernel in KERNELS {
         for cubin in kernel.cubins {
