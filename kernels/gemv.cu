@@ -31,7 +31,7 @@ using namespace engine;
   }
 #define GEMV_TILES(suffix, T)   \
   GEMV(suffix, T, 1, 8, 4)      \
-  GEMV(suffix, T, 2, 4, 4)
+  GEMV(suffix, T, 2, 4, kWideBlocks)
 
 GEMV_TILES(bf16, __nv_bfloat16)
 GEMV_TILES(f16, __half)

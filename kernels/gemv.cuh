@@ -12,6 +12,12 @@
 namespace engine {
 
 constexpr int kWarps = 8;
+// Blocks of two tiles on a multiprocessor. From sm_100 on they take more than the 64 registers that four blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kWideBlocks = 3;
+#else
+constexpr int kWideBlocks = 4;
+#endif
 
 // Copies of x: a lane has one 16-byte chunk of every kStep-th row of its warp's unit.
 template <typename T, int kRows, int kUnit>

@@ -27,7 +27,7 @@ using namespace engine;
   }
 #define GEMV_TILES(suffix, T)                       \
   GEMV(gemv_qkv_##suffix, T, 16, 1, 8, 4, false)    \
-  GEMV(gemv_qkv_##suffix, T, 16, 2, 4, 4, false)    \
+  GEMV(gemv_qkv_##suffix, T, 16, 2, 4, kWideBlocks, false)    \
   GEMV(gemv_qkv_norm_##suffix, T, 8, 1, 8, 4, true) \
   GEMV(gemv_qkv_norm_##suffix, T, 8, 2, 4, 3, true)
 
