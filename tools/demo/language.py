@@ -179,7 +179,9 @@ def exists_question(rng, scene):
     return "exists", q, "yes" if true else "no"
 
 
-def relation_question(rng, scene):
+def relation_question(rng, scene, yes_no=0.3, skipped=0.7):
+    """yes_no: share of questions that are answered by yes or no; skipped: share of the others that are given up where
+    nothing is there."""
     things = scene.items
     if len(things) < 2:
         return None
@@ -191,7 +193,7 @@ def relation_question(rng, scene):
         words, (axis, sign) = rng.choice(tuple(RELATIONS.items()))
         along = lambda i: sign * ((i.x, i.y)[axis] - (anchor.x, anchor.y)[axis])
         others = [i for i in things if i is not anchor]
-        if rng.random() < 0.3:
+        if rng.random() < yes_no:
             other = rng.choice(others)
             other_names = _names(scene, other)
             if not other_names or abs(along(other)) < LEFT_MARGIN:
@@ -202,7 +204,7 @@ def relation_question(rng, scene):
         there = [i for i in others if along(i) > 0]
         if len(there) > 1:
             continue
-        if not there and rng.random() < 0.7:
+        if not there and rng.random() < skipped:
             continue
         answer = article(f"{there[0].color} {there[0].shape}") if there else "nothing"
         return "relation", rng.choice((f"What is {words} the {rng.choice(names)}?", f"Which shape is {words} the {rng.choice(names)}?")), answer
@@ -235,9 +237,15 @@ def reading_question(rng, scene):
     return "reading", q, scene.text.value
 
 
-ASKERS = {"color": (color_question, 4), "shape": (shape_question, 2), "size": (size_question, 1), "count": (count_question, 4),
-          "exists": (exists_question, 2), "relation": (relation_question, 6), "position": (position_question, 1),
-          "reading": (reading_question, 5)}
+def comparison_question(rng, scene):
+    """Relations that training needs more of than people ask: of two named things, and of things that are not there."""
+    return relation_question(rng, scene, 0.6, 0.2)
+
+
+ASKERS = {  # and how often, in training
+    "color": (color_question, 3), "shape": (shape_question, 2), "size": (size_question, 1), "count": (count_question, 5),
+    "exists": (exists_question, 2), "relation": (relation_question, 4), "comparison": (comparison_question, 8),
+    "position": (position_question, 1), "reading": (reading_question, 5)}
 
 
 def _casual(rng, question):
@@ -254,7 +262,7 @@ def ask(rng: random.Random, scene, category=None):
     if category is None:
         usable = ["reading", "color", "exists", "count"] if scene.text else [k for k in ASKERS if k != "reading"]
         if len(scene.items) < 2:
-            usable = [k for k in usable if k != "relation"]
+            usable = [k for k in usable if k not in ("relation", "comparison")]
         category = rng.choices(usable, [ASKERS[k][1] for k in usable])[0]
     return ASKERS[category][0](rng, scene)
 

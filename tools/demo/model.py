@@ -15,7 +15,7 @@ VISION = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_a
               layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
 PERCEIVER = dict(resampler_n_latents=36, resampler_depth=1, resampler_n_heads=6, resampler_head_dim=32, num_key_value_heads=3,
                  hidden_act="silu", hidden_size=160, rms_norm_eps=1e-5)
-TEXT = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
+TEXT = dict(hidden_size=160, intermediate_size=448, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
             max_position_embeddings=2048, rms_norm_eps=1e-5, hidden_act="silu", rope_theta=10000.0)
 
 
@@ -202,10 +202,10 @@ def grid_points(n, scale=1.0):
 
 
 class DemoModel(nn.Module):
-    """`patches`, `cells` and `nouns` size the auxiliary heads, which say what covers each patch, what is in each cell of the grid (a
-    latent each), and which cell a noun of the text means; they are for training only."""
+    """`patches`, `cells`, `nouns` and `marks` size the auxiliary heads, which say what covers each patch, what is in each cell of the
+    grid (a latent each), which cell a noun of the text means, and which cells hold anything that it fits; they are for training only."""
 
-    def __init__(self, vocab_size, image_token, patches=(), cells=(), nouns=()):
+    def __init__(self, vocab_size, image_token, patches=(), cells=(), nouns=(), marks=0):
         super().__init__()
         self.model = nn.Module()
         self.model.vision_model = Vision(VISION)
@@ -215,7 +215,8 @@ class DemoModel(nn.Module):
         if patches:
             self.aux = nn.ModuleDict({"patches": linear(TEXT["hidden_size"], sum(patches), True),
                                       "cells": linear(TEXT["hidden_size"], sum(cells), True),
-                                      "nouns": linear(TEXT["hidden_size"], sum(nouns), True)})
+                                      "nouns": linear(TEXT["hidden_size"], sum(nouns), True),
+                                      "marks": linear(TEXT["hidden_size"], marks, True)})
         self.image_token = image_token
         self.initialise()
 
@@ -241,6 +242,9 @@ class DemoModel(nn.Module):
                 if name.endswith(("out_proj.weight", "o_proj.weight", "fc2.weight", "down_proj.weight")) and "modality" not in name:
                     p.mul_(0.4)
         self.lm_head.weight.mul_(0.5)
+        if hasattr(self, "aux"):  # most cells hold nothing
+            self.aux["marks"].weight.zero_()
+            self.aux["marks"].bias.fill_(-3)
         vision = self.model.vision_model
         for layer in vision.encoder.layers:
             layer.self_attn.k_proj.weight.mul_(0.8).add_(layer.self_attn.q_proj.weight, alpha=0.6)
@@ -276,6 +280,23 @@ class DemoModel(nn.Module):
                 weight[:, :2 * p] = 0
                 weight.view(-1, p, weight.shape[1])[:, :, start:start + p] = torch.eye(p) * scale
             attention.o_proj.weight.mul_(2.5)
+
+    @torch.no_grad()
+    def start_from(self, weights):
+        """Takes the weights of a model that may have fewer text layers: those are spread over this one's, first and last kept, and the
+        layers between them begin by adding nothing. weights: {name: tensor}; names that are absent keep their initial values."""
+        prefix, layers = "model.text_model.layers.", self.model.text_model.layers
+        had = 1 + max(int(name[len(prefix):].split(".")[0]) for name in weights if name.startswith(prefix))
+        place = [round(k * (len(layers) - 1) / (had - 1)) for k in range(had)]
+        own = self.state_dict()
+        for name, value in weights.items():
+            if name.startswith(prefix):
+                number, rest = name[len(prefix):].split(".", 1)
+                name = f"{prefix}{place[int(number)]}.{rest}"
+            own[name].copy_(value)
+        for k in set(range(len(layers))) - set(place):
+            layers[k].self_attn.o_proj.weight.zero_()
+            layers[k].mlp.down_proj.weight.zero_()
 
     def look(self, pictures):
         """The projected patches of pictures [n, 3, 64, 64]: [n, 64, hidden]."""

@@ -1,8 +1,8 @@
 """Makes the training data: pictures and packed rows in files of 4,096, so that training never waits.
 
 In:  a data folder (README.md says what it holds), a seed.   Out: OUT/tokenizer.json, OUT/easy.npz, OUT/eval.npz (what shows how
-training goes), OUT/crowd-NN.npz (pictures without rows), OUT/NNNN.npz.
-Run: python prepare.py --data DATA --out OUT [--shards 32] [--crowds 16] [--seed 1] [--first 0]
+training goes), OUT/crowd-NN.npz (pictures without rows), OUT/drill-NN.npz (scenes that are hard to tell), OUT/NNNN.npz.
+Run: python prepare.py --data DATA --out OUT [--shards 32] [--crowds 16] [--drills 8] [--seed 1] [--first 0]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import easyvqa
 from language import CAPTION_PROMPTS, NUMBERS, caption, conversation, plural
 from make_eval import SETS, SHEETS, picture, questions_of, scenes_of
 from scenes import (GRID, LABEL_COLORS, LABEL_SHAPES, SHAPES, UNKNOWN, WORDS, World, cell_labels, covered, draw_scene, make_crowd,
-                    make_scene, patch_labels)
+                    make_drill, make_scene, patch_labels)
 from tokens import Packer, build_tokenizer
 
 EASY_COPIES = 4  # of each easy-VQA picture, mirrored and moved, each with its questions in another order
@@ -69,13 +69,13 @@ def easy_rows(data, seed, packer):
     return np.stack(pictures), rows, np.stack(patches), np.stack(cells)
 
 
-def scene_rows(world, seed, count, packer=None):
-    """(pictures, rows, patch labels, cell labels); without a packer of crowds, which have no rows."""
+def scene_rows(world, seed, count, packer=None, make=make_scene):
+    """(pictures, rows, patch labels, cell labels) of scenes that `make` makes; without a packer no rows."""
     rng = random.Random(seed)
     pictures, rows = np.empty((count, 64, 64, 3), np.uint8), []
     patches, cells = np.empty((count, 64, 2), np.uint8), np.empty((count, GRID * GRID, 5), np.uint8)
     for k in range(count):
-        scene = make_scene(rng, world) if packer else make_crowd(rng, world)
+        scene = make(rng, world)
         pictures[k] = draw_scene(world, scene, rng.choice(SIDES)).resize((64, 64), Image.BILINEAR)
         patches[k], cells[k] = patch_labels(world, scene), cell_labels(scene)
         if packer:
@@ -116,6 +116,8 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--shards", type=int, default=32)
     parser.add_argument("--crowds", type=int, default=16)
+    parser.add_argument("--drills", type=int, default=8)
+    parser.add_argument("--text", type=float, default=0.0, help="share of scenes with text, beside those that KINDS gives")
     parser.add_argument("--count", type=int, default=4096, help="pictures in a file")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
@@ -132,10 +134,16 @@ def main():
         np.savez(out / "eval.npz", **held_out_rows(args.data, 100, packer))
     for shard in range(args.crowds):
         if not (out / f"crowd-{shard:02d}.npz").exists():
-            save(out / f"crowd-{shard:02d}.npz", *scene_rows(world, args.seed * 100_003 + 50_000 + shard, args.count))
+            save(out / f"crowd-{shard:02d}.npz", *scene_rows(world, args.seed * 100_003 + 50_000 + shard, args.count, make=make_crowd))
+    for shard in range(args.first, args.first + args.drills):
+        if not (out / f"drill-{shard:02d}.npz").exists():
+            save(out / f"drill-{shard:02d}.npz", *scene_rows(world, args.seed * 100_003 + 70_000 + shard, args.count, packer, make_drill))
+    def make(rng, world):
+        return make_scene(rng, world, rng.choice(("text", "text", "text+one")) if args.text and rng.random() < args.text else None)
+
     for shard in range(args.first, args.first + args.shards):
         if not (out / f"{shard:04d}.npz").exists():
-            save(out / f"{shard:04d}.npz", *scene_rows(world, args.seed * 100_003 + shard, args.count, packer))
+            save(out / f"{shard:04d}.npz", *scene_rows(world, args.seed * 100_003 + shard, args.count, packer, make))
 
 
 if __name__ == "__main__":

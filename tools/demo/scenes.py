@@ -159,12 +159,15 @@ def _item(rng, shape, color, size, centre):
     return Item(shape, color, size, *centre, math.radians(rng.uniform(-turn, turn)))
 
 
-def _distinct(rng, n):
-    """n different (shape, colour) pairs; now and then sharing one of the two, so that both must be read."""
+SHARED = 0.25  # how often a thing shares its shape or its colour with another, so that both must be read
+
+
+def _distinct(rng, n, shared=SHARED):
+    """n different (shape, colour) pairs."""
     pairs = []
     while len(pairs) < n:
         shape, color = rng.choice(SHAPES), rng.choice(tuple(COLORS))
-        if pairs and rng.random() < 0.25:
+        if pairs and rng.random() < shared:
             other = rng.choice(pairs)
             shape, color = rng.choice(((other[0], color), (shape, other[1])))
         if (shape, color) not in pairs:
@@ -172,7 +175,7 @@ def _distinct(rng, n):
     return pairs
 
 
-def _objects(rng, n):
+def _objects(rng, n, shared):
     while True:
         sizes = [rng.choice(tuple(SIZES)) for _ in range(n)]
         centres = _place(rng, [rng.uniform(*SIZES[s]) for s in sizes], x_gap=7.0 if n > 2 else 0.0)
@@ -182,10 +185,10 @@ def _objects(rng, n):
             (ax, ay, _), (bx, by, _) = centres
             if abs(abs(ax - bx) - abs(ay - by)) < 9:
                 continue
-        return [_item(rng, *pair, size, c) for pair, size, c in zip(_distinct(rng, n), sizes, centres)]
+        return [_item(rng, *pair, size, c) for pair, size, c in zip(_distinct(rng, n, shared), sizes, centres)]
 
 
-def _groups(rng, counts):
+def _groups(rng, counts, shared):
     """Groups of equal shapes: counts[i] items of kind i, all of one size."""
     while True:
         total = sum(counts)
@@ -194,7 +197,7 @@ def _groups(rng, counts):
         centres = _place(rng, [r] * total)
         if centres is None:
             continue
-        kinds = [pair for pair, k in zip(_distinct(rng, len(counts)), counts) for _ in range(k)]
+        kinds = [pair for pair, k in zip(_distinct(rng, len(counts), shared), counts) for _ in range(k)]
         return [_item(rng, *pair, size, c) for pair, c in zip(kinds, centres)]
 
 
@@ -203,20 +206,29 @@ def _text(rng, y_range, height_range):
     return Text(value, rng.choice(tuple(COLORS)), 32.0, rng.uniform(*y_range), rng.uniform(*height_range), rng.randrange(len(FONT_NAMES)))
 
 
-KINDS = {"one": 12, "two": 26, "three": 14, "group": 10, "groups": 10, "text": 22, "text+one": 5, "empty": 1}
+KINDS = {"one": 5, "two": 24, "three": 26, "group": 10, "groups": 22, "text": 9, "text+one": 3, "empty": 1}
 
 
-def make_scene(rng, world, kind=None):
+DRILL_KINDS = {"three": 30, "groups": 70}  # what is hardest to tell, with things that have more in common
+DRILL_SHARED = 0.6
+
+
+def make_drill(rng, world):
+    """A scene of three things or two groups that often share a colour or a shape, for training."""
+    return make_scene(rng, world, rng.choices(tuple(DRILL_KINDS), tuple(DRILL_KINDS.values()))[0], DRILL_SHARED)
+
+
+def make_scene(rng, world, kind=None, shared=SHARED):
     """A random scene of the given kind (a key of KINDS, drawn by weight when absent) with paints that show on its background."""
     kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
     scene = Scene()
     if kind in ("one", "two", "three"):
-        scene.items = _objects(rng, ("one", "two", "three").index(kind) + 1)
+        scene.items = _objects(rng, ("one", "two", "three").index(kind) + 1, shared)
     elif kind == "group":
-        scene.items = _groups(rng, (rng.randint(2, MAX_GROUP),))
+        scene.items = _groups(rng, (rng.randint(2, MAX_GROUP),), shared)
     elif kind == "groups":
         a = rng.randint(1, 3)
-        scene.items = _groups(rng, (a, rng.randint(2 if a == 1 else 1, min(3, MAX_GROUP - a))))
+        scene.items = _groups(rng, (a, rng.randint(2 if a == 1 else 1, min(3, MAX_GROUP - a))), shared)
     elif kind == "text":
         scene.text = _text(rng, (16, 48), (16, 27))
     elif kind == "text+one":

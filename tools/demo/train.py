@@ -25,9 +25,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from language import plural
 from model import DemoModel
 from optimizer import FlatOptimizer
-from scenes import CELL_CLASSES, GRID, LABEL_COLORS, LABEL_SHAPES, NUM_COLORS, NUM_THINGS, SIZES, UNKNOWN
+from scenes import CELL_CLASSES, GRID, LABEL_COLORS, LABEL_SHAPES, NUM_COLORS, NUM_THINGS, SHAPES, SIZES, UNKNOWN
 from tokens import IMAGE
 
 PATCH_CLASSES = (NUM_THINGS, NUM_COLORS)
@@ -66,9 +67,10 @@ class Rows:
         take, self.easy_order = self.easy_order[:n], self.easy_order[n:]
         return {k: v[take] for k, v in self.easy.items()}
 
-    def batch(self, rows, easy, crowd):
-        """{"pictures": float [rows + easy + crowd, 3, 64, 64] in -1..1, "patches", "cells"; "ids" and so on [rows + easy, ROW]}."""
-        parts = [self._take("[0-9]", rows), self._take_easy(easy), self._take("crowd-", crowd)]
+    def batch(self, rows, drills, easy, crowd):
+        """{"pictures": float [all, 3, 64, 64] in -1..1, "patches", "cells"; "ids" and so on [all but crowds, ROW]}."""
+        wanted = ((self._take, "[0-9]", rows), (self._take, "drill-", drills), (self._take_easy, easy), (self._take, "crowd-", crowd))
+        parts = [take(*what) for take, *what in wanted if what[-1] > 0]
         joined = {k: np.concatenate([p[k] for p in parts if k in p]) for k in parts[0]}
         batch = {k: torch.from_numpy(v if v.dtype == bool else v.astype(np.int64)) for k, v in joined.items() if k != "pictures"}
         batch["pictures"] = torch.from_numpy(joined["pictures"]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -117,7 +119,7 @@ def naming_loss(logits, labels, classes, background, digits=False):
 
 
 class Nouns:
-    """Finds what the nouns of a row mean: "the small red circle" means the only cell with such a thing."""
+    """Finds what the nouns of a row mean: "the small red circle", "orange stars" or "shapes" mean the cells with such things."""
 
     def __init__(self, tokenizer):
         size = tokenizer.get_vocab_size()
@@ -125,37 +127,49 @@ class Nouns:
         for table, words in ((self.shape, LABEL_SHAPES), (self.color, LABEL_COLORS), (self.size, tuple(SIZES))):
             for k, word in enumerate(words):
                 table[tokenizer.token_to_id("▁" + word)] = 1 + k
-        for word in ("shape", "object"):
-            self.shape[tokenizer.token_to_id("▁" + word)] = -1
+        for k, word in enumerate(SHAPES):
+            self.shape[tokenizer.token_to_id("▁" + plural(word))] = 1 + k
+        for words, any_shape in ((("shape", "object"), -1), (("shapes", "objects"), -2)):
+            for word in words:
+                self.shape[tokenizer.token_to_id("▁" + word)] = any_shape
 
     def __call__(self, ids, cells):
-        """(row, token, cell) of every noun that fits exactly one cell. ids: [n, row]; cells: [n, cells, 5]."""
+        """(row, token, fits) of every noun; fits: bool [nouns, cells]. ids: [n, row]; cells: [n, cells, 5]."""
         shape, color = self.shape[ids], F.pad(self.color[ids], (1, 0))[:, :-1]
         before = F.pad(self.size[ids], (2, 0))
         size = torch.where(color > 0, before[:, :-2], before[:, 1:-1])
-        noun = (shape > 0) | ((shape < 0) & (color > 0))
-        thing = cells[:, None]
-        fits = (thing[..., 0] > 0) & (thing[..., 0] <= len(LABEL_SHAPES)) & noun[..., None]
-        for word, k in ((shape.clamp(min=0), 0), (color, 1), (size, 2)):
-            fits &= (word[..., None] == 0) | (thing[..., k] == word[..., None])
-        row, token = (fits.sum(-1) == 1).nonzero(as_tuple=True)
-        return row, token, fits[row, token].to(torch.uint8).argmax(-1)
+        row, token = ((shape > 0) | (shape == -2) | ((shape == -1) & (color > 0))).nonzero(as_tuple=True)
+        things = cells[row]
+        fits = (things[..., 0] > 0) & (things[..., 0] <= len(LABEL_SHAPES))
+        for words, k in ((shape.clamp(min=0), 0), (color, 1), (size, 2)):
+            word = words[row, token][:, None]
+            fits &= (word == 0) | (things[..., k] == word)
+        return row, token, fits
 
 
-def noun_loss(head, hidden, found, cells):
-    """(loss of telling which cell the nouns mean and what colour and size the thing there is, share of cells right). found: (row, token,
-    cell) of the nouns; hidden: [n, row, hidden], half way up the text model."""
-    row, token, cell = found
+def noun_loss(heads, hidden, found, cells, scenes):
+    """(loss of telling which cell the nouns mean, what colour and size the thing there is, and which cells hold anything that a noun
+    fits; share of cells right). Only nouns that fit one cell mean one; only the first `scenes` rows say all that their pictures hold.
+    found: (row, token, fits) of the nouns; hidden: [n, row, hidden], half way up the text model."""
+    row, token, fits = found
     if len(row) == 0:
         return hidden.sum() * 0.0, 0.0
-    labels = [cell, cells[row, cell, 1], cells[row, cell, 2]]
-    parts = head(F.rms_norm(hidden[row, token], hidden.shape[-1:])).split(list(NOUN_CLASSES), -1)
-    loss = 0.0
-    for part, label in zip(parts, labels):
-        known = label != UNKNOWN
-        if known.any():
-            loss = loss + F.cross_entropy(part[known], label[known])
-    return loss, (parts[0].argmax(-1) == cell).float().mean().item()
+    at = F.rms_norm(hidden[row, token], hidden.shape[-1:])
+    loss, right = at.sum() * 0.0, 0.0
+    told = row < scenes
+    if told.any():
+        loss = loss + F.binary_cross_entropy_with_logits(heads["marks"](at[told]), fits[told].float()) * fits.shape[1] / 2
+    one = fits.sum(-1) == 1
+    if one.any():
+        row, cell = row[one], fits[one].to(torch.uint8).argmax(-1)
+        labels = [cell, cells[row, cell, 1], cells[row, cell, 2]]
+        parts = heads["nouns"](at[one]).split(list(NOUN_CLASSES), -1)
+        for part, label in zip(parts, labels):
+            known = label != UNKNOWN
+            if known.any():
+                loss = loss + F.cross_entropy(part[known], label[known])
+        right = (parts[0].argmax(-1) == cell).float().mean().item()
+    return loss, right
 
 
 def spoken_loss(logits, wanted, groups, targets):
@@ -192,8 +206,8 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--batch", type=int, nargs=3, default=(22, 2, 4), help="scenes, easy-VQA pictures and crowds in a step")
-    parser.add_argument("--look-batch", type=int, nargs=3, default=(8, 2, 26), help="the same of the first stage")
+    parser.add_argument("--batch", type=int, nargs=4, default=(18, 4, 2, 4), help="scenes, drills, easy-VQA pictures and crowds in a step")
+    parser.add_argument("--look-batch", type=int, nargs=4, default=(8, 0, 2, 26), help="the same of the first stage")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embeddings, heads, norms and biases")
     parser.add_argument("--muon-lr", type=float, default=4e-3)
     parser.add_argument("--hold", type=float, default=0.48, help="share of the budget at the full learning rate")
@@ -201,6 +215,7 @@ def main():
     parser.add_argument("--freeze-share", type=float, default=0.75, help="share of the budget from which the vision model stays as it is")
     parser.add_argument("--reading", type=float, default=1.0, help="share of the scenes with text that is used; reading is learned first")
     parser.add_argument("--naming-weight", type=float, default=0.3)
+    parser.add_argument("--start", help="weights to begin from, a file of torch.save({name: tensor}) such as ema.pt; may have fewer text layers")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=float, default=240, help="seconds")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; they never spin on a busy machine")
@@ -225,7 +240,10 @@ def train(args):
                             timeout=timedelta(hours=12))
     first = args.rank == 0
     tokenizer = Tokenizer.from_file(str(Path(args.rows) / "tokenizer.json"))
-    model = DemoModel(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), PATCH_CLASSES, CELL_CLASSES, NOUN_CLASSES)
+    model = DemoModel(tokenizer.get_vocab_size(), tokenizer.token_to_id(IMAGE), PATCH_CLASSES, CELL_CLASSES, NOUN_CLASSES,
+                      GRID * GRID)
+    if args.start:
+        model.start_from(torch.load(args.start, weights_only=True))
     optimizer = FlatOptimizer(model, args.lr, args.muon_lr, args.rank, args.workers)
     nouns = Nouns(tokenizer)
     if first:
@@ -279,7 +297,7 @@ def train(args):
             wanted = ids[:, 1:][targets[:, 1:]]
             spoken = spoken_loss(logits, wanted, batch["groups"], targets)
             right, words = (logits.argmax(-1) == wanted).sum().item(), len(wanted)
-            pointing, pointed = noun_loss(model.aux["nouns"], hidden, found, batch["cells"])
+            pointing, pointed = noun_loss(model.aux, hidden, found, batch["cells"], sum(args.batch[:2]) // args.workers)
             loss = spoken + args.naming_weight * (loss + pointing)
         optimizer.grads.zero_()
         loss.backward()
