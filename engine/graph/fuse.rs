@@ -188,8 +188,8 @@ fn qkv_rope(graph: &Graph, attention: &Node) -> Option<Paged> {
     Some(Paged { q: q.0 as usize, write, op, inputs: vec![x, q_positions, slots] })
 }
 
-/// Has linear layers compute the norms that only they read. Rows that are chosen after a norm are chosen before it: a
-/// norm is of each row alone.
+/// Has linear layers compute the norms that only they read, a plain one also of rows chosen after the norm: a norm is of
+/// each row alone.
 fn take_norms_in(graph: &mut Graph) {
     let norm_of = |graph: &Graph, id: NodeId| match graph.node(id).op {
         Op::RmsNorm { weight, eps } if read_once(graph, id) => Some((Norm { weight, eps }, graph.node(id).inputs[0])),
@@ -200,16 +200,18 @@ fn take_norms_in(graph: &mut Graph) {
             continue;
         }
         let x = graph.nodes[i].inputs[0];
-        let rows = (graph.node(x).op == Op::GatherRows && read_once(graph, x)).then_some(x);
-        // The node that reads the norm.
-        let reader = rows.map_or(i, |id| id.0 as usize);
-        let Some((taken, input)) = norm_of(graph, graph.nodes[reader].inputs[0]) else { continue };
-        graph.nodes[reader].inputs[0] = input;
-        match &mut graph.nodes[i].op {
+        let plain = matches!(graph.nodes[i].op, Op::Linear { .. });
+        let rows = (plain && graph.node(x).op == Op::GatherRows && read_once(graph, x)).then(|| graph.node(x));
+        let (normed, index) = rows.map_or((x, None), |gather| (gather.inputs[0], Some(gather.inputs[1])));
+        let Some((taken, input)) = norm_of(graph, normed) else { continue };
+        let node = &mut graph.nodes[i];
+        node.inputs[0] = input;
+        node.inputs.extend(index);
+        match &mut node.op {
             Op::QkvRope { norm, .. } | Op::GatedLinear { norm, .. } => *norm = Some(taken),
             op => {
                 if let Op::Linear { weight, bias } = *op {
-                    *op = Op::NormLinear { norm: taken, weight, bias };
+                    *op = Op::NormLinear { norm: taken, weight, bias, gathered: index.is_some() };
                 }
             }
         }
@@ -326,10 +328,7 @@ mod tests {
         let built = normed(false);
         let fused = fuse(&built, Fusion::Launches).unwrap();
         let kept = |g: &Graph| ops(g).into_iter().filter(|n| *n != "input").collect::<Vec<_>>();
-        assert_eq!(
-            kept(&fused),
-            ["qkv_rope", "paged_attention", "add", "gated_linear", "linear", "gather_rows", "norm_linear"]
-        );
+        assert_eq!(kept(&fused), ["qkv_rope", "paged_attention", "add", "gated_linear", "linear", "norm_linear"]);
         let eps: Vec<f32> = fused
             .nodes
             .iter()

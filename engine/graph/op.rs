@@ -101,8 +101,9 @@ pub enum Op {
     LinearAdd { weight: WeightId, bias: Option<WeightId> },
     /// Fused: `(x [T, k]) -> [T, n]`, `act(x * w^T + b)`.
     LinearActivation { weight: WeightId, bias: Option<WeightId>, activation: Activation },
-    /// Fused: `(x [T, k]) -> [T, n]`, a linear layer of x's norm.
-    NormLinear { norm: Norm, weight: WeightId, bias: Option<WeightId> },
+    /// Fused: `(x [T, k]) -> [T, n]`, a linear layer of x's norm; `gathered`: `(x [T, k], rows [R]) -> [R, n]`, of those
+    /// rows of x.
+    NormLinear { norm: Norm, weight: WeightId, bias: Option<WeightId>, gathered: bool },
     /// Fused: `(x [T, k], cu [S+1]) -> [T, h*d]`: q, k and v of x, and attention within each segment.
     SelfAttention { qkv: Qkv, heads: Heads },
     /// Fused: `(x [Tokens, k], positions [Tokens], slot_mapping [Tokens]) -> [Tokens, h*d]`: q, k and v of x or of its
@@ -192,7 +193,7 @@ impl Op {
             Op::Linear { weight, bias }
             | Op::LinearAdd { weight, bias }
             | Op::LinearActivation { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
-            Op::NormLinear { norm, weight, bias } => [norm.weight, *weight].into_iter().chain(*bias).collect(),
+            Op::NormLinear { norm, weight, bias, .. } => [norm.weight, *weight].into_iter().chain(*bias).collect(),
             Op::SelfAttention { qkv, .. } => qkv.weights.into_iter().chain(qkv.biases.into_iter().flatten()).collect(),
             Op::QkvRope { norm, qkv, .. } => {
                 let norm = norm.iter().map(|n| n.weight);
@@ -272,17 +273,23 @@ impl Op {
                 }
                 float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
             }
-            Op::Linear { weight, bias }
-            | Op::LinearActivation { weight, bias, .. }
-            | Op::NormLinear { weight, bias, .. } => {
+            Op::Linear { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
                 count(1)?;
-                if let Op::NormLinear { norm, .. } = self {
-                    norm_fits(norm)?;
-                }
                 let (n, k) = matrix(*weight);
                 want(0, Kind::Float, &[None, Some(k.into())])?;
                 bias_fits(*bias, n)?;
                 float(Shape::matrix(inputs[0].shape.rows(), n))
+            }
+            Op::NormLinear { norm, weight, bias, gathered } => {
+                count(1 + usize::from(*gathered))?;
+                norm_fits(norm)?;
+                let (n, k) = matrix(*weight);
+                want(0, Kind::Float, &[None, Some(k.into())])?;
+                if *gathered {
+                    want(1, Kind::Int, &[None])?;
+                }
+                bias_fits(*bias, n)?;
+                float(Shape::matrix(inputs[usize::from(*gathered)].shape.rows(), n))
             }
             Op::LinearAdd { weight, bias } => {
                 count(2)?;
@@ -424,9 +431,15 @@ impl Op {
                 ]);
                 Some(steps)
             }
-            Op::NormLinear { norm, weight, bias } => {
-                let (mut steps, x) = start(&Some(*norm));
-                steps.push((Op::Linear { weight: *weight, bias: *bias }, vec![x]));
+            Op::NormLinear { norm, weight, bias, gathered } => {
+                let mut steps = Vec::new();
+                let mut x = Arg::Input(0);
+                if *gathered {
+                    steps.push((Op::GatherRows, vec![x, Arg::Input(1)]));
+                    x = Arg::Step(0);
+                }
+                steps.push((Op::RmsNorm { weight: norm.weight, eps: norm.eps }, vec![x]));
+                steps.push((Op::Linear { weight: *weight, bias: *bias }, vec![Arg::Step(steps.len() - 1)]));
                 Some(steps)
             }
             Op::LinearAdd { weight, bias } => Some(vec![
@@ -476,9 +489,9 @@ impl Op {
             Op::Linear { .. }
             | Op::LinearAdd { .. }
             | Op::LinearActivation { .. }
-            | Op::NormLinear { .. }
             | Op::GatedLinear { .. }
             | Op::QkvRope { .. } => 2 * weight_elements * inputs[0].shape.rows().eval(sizes) as u64,
+            Op::NormLinear { .. } => 2 * weight_elements * output.shape.rows().eval(sizes) as u64,
             Op::Attention(h) => {
                 let (q, k) = (inputs[0].shape.rows().eval(sizes), inputs[1].shape.rows().eval(sizes));
                 4 * (q * k * h.num_heads * h.head_dim) as u64

@@ -172,6 +172,24 @@ impl<'a> Lowering<'a> {
         Ok((y, None))
     }
 
+    /// Rows of a value, in work memory.
+    fn gathered(&self, x: Value<'a>, index: NodeId, before: &mut Vec<Launch>) -> Result<Value<'a>> {
+        let rows = self.plan.graph.node(index).ty.shape.rows();
+        let (num_rows, rows) = (self.size(rows)?, rows.eval(&self.bucket.sizes));
+        let slice = self.scratch.gathered().slice(0, rows * x.stride * self.shared.dtype.size())?;
+        let y = Value { slice, rows, num_rows, ..x };
+        let op = MoveRows {
+            kind: RowMove::Gather { x: x.matrix(), index: self.ints(index)? },
+            dtype: self.shared.dtype,
+            y: y.matrix(),
+            rows,
+            width: y.cols,
+            num_rows,
+        };
+        before.push(op.prepare(&self.shared.cuda)?);
+        Ok(y)
+    }
+
     fn rms_norm(&self, x: Value<'a>, norm: &Norm, y: Value<'a>) -> Result<Launch> {
         let op = RmsNorm {
             dtype: self.shared.dtype,
@@ -421,9 +439,14 @@ impl<'a> Lowering<'a> {
             Op::LinearActivation { weight, bias, activation } => {
                 Ok(vec![self.linear_layer(id, self.value(x[0])?, None, (*weight, *bias), None, Some(*activation))?])
             }
-            Op::NormLinear { norm, weight, bias } => {
+            Op::NormLinear { norm, weight, bias, gathered } => {
                 let mut launches = Vec::new();
-                let (input, norm) = self.normed(self.value(x[0])?, Some(norm), &mut launches)?;
+                let mut input = self.value(x[0])?;
+                // A step of one token a sequence has all its rows in order (`Program`), so there is none to choose.
+                if *gathered && !self.bucket.decode {
+                    input = self.gathered(input, x[1], &mut launches)?;
+                }
+                let (input, norm) = self.normed(input, Some(norm), &mut launches)?;
                 launches.push(self.linear_layer(id, input, norm, (*weight, *bias), None, None)?);
                 Ok(launches)
             }

@@ -18,7 +18,7 @@ use super::upload::Weights;
 use super::{Launch, lower};
 use crate::backend::sampling::{Choices, SamplingBatch, SamplingLimits};
 use crate::backend::{Bucket, Input, Probe, Program};
-use crate::graph::{Kind, NodeId, Plan, Sizes, Sym};
+use crate::graph::{Kind, NodeId, Op, Plan, Sizes, Sym};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -160,9 +160,11 @@ impl CudaProgram {
         self.staging.send(&self.plan, &self.buckets[i].place, *dtype, (&none, &inputs, None), stream)
     }
 
-    /// The smallest bucket that holds a run. Steps of one token a sequence have buckets of their own.
-    fn bucket_for(&self, sizes: &Sizes) -> Result<usize> {
-        let decode = sizes.get(Sym::Tokens) == sizes.get(Sym::Seqs);
+    /// The smallest bucket that holds a run. Steps of one token a sequence, the next of each wanted in the same order,
+    /// have buckets of their own.
+    fn bucket_for(&self, sizes: &Sizes, in_order: bool) -> Result<usize> {
+        let [tokens, seqs, logits] = [Sym::Tokens, Sym::Seqs, Sym::LogitRows].map(|s| sizes.get(s));
+        let decode = tokens == seqs && tokens == logits && in_order;
         let symbols =
             [Sym::Tokens, Sym::Seqs, Sym::LogitRows, Sym::Patches, Sym::Images, Sym::ContextRows, Sym::Blocks];
         let fits = |b: &Bucket| (decode || !b.decode) && symbols.iter().all(|s| sizes.get(*s) <= b.sizes.get(*s));
@@ -174,9 +176,21 @@ impl CudaProgram {
         })
     }
 
+    /// Whether layers that choose rows of their input choose all of them in order, as far as there are.
+    fn in_order(&self, inputs: &[Input]) -> bool {
+        let graph = &self.plan.graph;
+        let chooses = |id: NodeId| {
+            graph.nodes.iter().any(|n| matches!(n.op, Op::NormLinear { gathered: true, .. }) && n.inputs[1] == id)
+        };
+        graph.inputs().zip(inputs).filter(|((id, _), _)| chooses(*id)).all(|(_, input)| match input {
+            Input::Int(rows) => rows.iter().enumerate().all(|(i, row)| *row == i as i32),
+            Input::Float(_) => false,
+        })
+    }
+
     /// Sends a run's arrays; says which bucket's launches are for it.
     fn send(&mut self, sizes: &Sizes, inputs: &[Input], rows: Option<&SamplingBatch>) -> Result<usize> {
-        let bucket = self.bucket_for(sizes)?;
+        let bucket = self.bucket_for(sizes, self.in_order(inputs))?;
         self.sizes = *sizes;
         let Shared { stream, dtype, .. } = &*self.shared;
         self.staging.send(&self.plan, &self.buckets[bucket].place, *dtype, (sizes, inputs, rows), stream)?;
@@ -266,7 +280,7 @@ impl Program for CudaProgram {
     }
 
     fn launches(&self, sizes: &Sizes) -> Result<Option<usize>> {
-        let Prepared { launches, choose, .. } = &self.buckets[self.bucket_for(sizes)?];
+        let Prepared { launches, choose, .. } = &self.buckets[self.bucket_for(sizes, true)?];
         Ok(Some(launches.len() + choose.len()))
     }
 }

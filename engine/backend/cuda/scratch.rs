@@ -25,6 +25,8 @@ pub struct ScratchBytes {
     qkv: usize,
     /// The norm of a layer's input, where it takes a launch of its own.
     normed: usize,
+    /// Rows of a layer's input that are chosen from more.
+    gathered: usize,
     constants: usize,
 }
 
@@ -51,6 +53,9 @@ impl ScratchBytes {
                 let bytes = rows * plan.layout.stride(matrix(&norm.weight).0) * plan.layout.float_bytes;
                 if rows > NORM_ROWS {
                     all.normed = all.normed.max(bytes.next_multiple_of(ALIGN));
+                }
+                if let Op::NormLinear { gathered: true, .. } = &node.op {
+                    all.gathered = all.gathered.max(bytes.next_multiple_of(ALIGN));
                 }
             }
             let (columns, k) = match &node.op {
@@ -81,7 +86,7 @@ impl ScratchBytes {
     }
 
     pub fn total(&self) -> usize {
-        self.work.partial_bytes + self.work.arrived_bytes + self.qkv + self.normed + self.constants
+        self.work.partial_bytes + self.work.arrived_bytes + self.qkv + self.normed + self.gathered + self.constants
     }
 }
 
@@ -111,6 +116,7 @@ pub struct Scratch {
     arrived: DeviceBuffer,
     qkv: DeviceBuffer,
     normed: DeviceBuffer,
+    gathered: DeviceBuffer,
     constants: DeviceBuffer,
     /// Bytes from the start of `constants`.
     tables: Vec<(Arc<[f32]>, usize)>,
@@ -127,6 +133,7 @@ impl Scratch {
             arrived: device.alloc(&what, bytes.work.arrived_bytes)?,
             qkv: device.alloc(&what, bytes.qkv)?,
             normed: device.alloc(&what, bytes.normed)?,
+            gathered: device.alloc(&what, bytes.gathered)?,
             constants: device.alloc(&what, bytes.constants)?,
             tables: tables(&plan.graph)
                 .scan(0, |at, table| {
@@ -157,6 +164,11 @@ impl Scratch {
     /// Room for the norm of a layer's input.
     pub fn normed(&self) -> &DeviceBuffer {
         &self.normed
+    }
+
+    /// Room for the rows of a layer's input that are chosen from more.
+    pub fn gathered(&self) -> &DeviceBuffer {
+        &self.gathered
     }
 
     /// A table of frequencies.

@@ -90,7 +90,7 @@ pub fn uses_of(op: &Op) -> Vec<Use> {
         Op::Linear { weight, bias } | Op::LinearAdd { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
             std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector)).collect()
         }
-        Op::NormLinear { norm, weight, bias } => {
+        Op::NormLinear { norm, weight, bias, .. } => {
             let layer = std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector));
             norm_uses(Some(norm)).chain(layer).collect()
         }
