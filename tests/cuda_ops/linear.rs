@@ -103,7 +103,7 @@ fn cases() -> Vec<Case> {
 /// (what, rows, features, columns), of any storage: the choice of a kernel (`linear_choice.rs`) falls on each in turn.
 pub const COUNTED: [(&str, usize, usize, usize); 7] = [
     ("8 rows", 8, 1024, 4096),
-    ("wide stream", 8, 14336, 256),
+    ("wide stream", 8, 14336, 768),
     ("32 rows", 32, 1024, 4096),
     ("64 rows", 64, 1024, 4096),
     ("256 rows", 256, 1024, 4096),
