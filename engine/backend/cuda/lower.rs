@@ -178,15 +178,7 @@ impl<'a> Lowering<'a> {
         let (num_rows, rows) = (self.size(rows)?, rows.eval(&self.bucket.sizes));
         let slice = self.scratch.gathered().slice(0, rows * x.stride * self.shared.dtype.size())?;
         let y = Value { slice, rows, num_rows, ..x };
-        let op = MoveRows {
-            kind: RowMove::Gather { x: x.matrix(), index: self.ints(index)? },
-            dtype: self.shared.dtype,
-            y: y.matrix(),
-            rows,
-            width: y.cols,
-            num_rows,
-        };
-        before.push(op.prepare(&self.shared.cuda)?);
+        before.push(self.move_rows_to(y, RowMove::Gather { x: x.matrix(), index: self.ints(index)? })?);
         Ok(y)
     }
 
@@ -393,7 +385,10 @@ impl<'a> Lowering<'a> {
     }
 
     fn move_rows(&self, id: NodeId, kind: RowMove) -> Result<Vec<Launch>> {
-        let y = self.value(id)?;
+        Ok(vec![self.move_rows_to(self.value(id)?, kind)?])
+    }
+
+    fn move_rows_to(&self, y: Value, kind: RowMove) -> Result<Launch> {
         let op = MoveRows {
             kind,
             dtype: self.shared.dtype,
@@ -402,7 +397,7 @@ impl<'a> Lowering<'a> {
             width: y.cols,
             num_rows: y.num_rows,
         };
-        Ok(vec![op.prepare(&self.shared.cuda)?])
+        op.prepare(&self.shared.cuda)
     }
 
     /// An operation that overwrites its first input: copied before where that is read again later.
@@ -532,15 +527,8 @@ impl<'a> Lowering<'a> {
             }
             Op::ScatterRows { slab } => {
                 let (x, index) = (self.value(x[0])?, self.ints(x[1])?);
-                let op = MoveRows {
-                    kind: RowMove::Scatter { x: x.matrix(), index },
-                    dtype,
-                    y: self.slab(*slab),
-                    rows: x.rows,
-                    width: x.cols,
-                    num_rows: x.num_rows,
-                };
-                Ok(vec![op.prepare(cuda)?])
+                let Rows { slice, stride } = self.slab(*slab);
+                Ok(vec![self.move_rows_to(Value { slice, stride, ..x }, RowMove::Scatter { x: x.matrix(), index })?])
             }
             Op::Rope { num_heads, head_dim, inv_freq } => {
                 Ok(vec![self.rope(id, self.value(x[0])?, x[1], *num_heads, *head_dim, inv_freq, None)?])
