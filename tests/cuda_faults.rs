@@ -195,6 +195,31 @@ fn out_of_memory_within_a_step_goes_on_with_smaller_ones() {
     );
 }
 
+/// Call sites that a plain run does not come to: the copies of a probe, and the question for free memory beside the
+/// error that tells of too little.
+#[test]
+fn calls_beside_those_of_a_run_fail_as_well() {
+    if !softgpu() {
+        return;
+    }
+    let model = path("idefics2-tiny-nosplit");
+    let args = run_args(&model);
+    let folder = tempfile::tempdir().unwrap();
+    let [file, values] = ["calls", "values.safetensors"].map(|name| folder.path().join(name));
+    let probed = [&args[..], &["--probe", "lm_head", "--probe-out", values.to_str().unwrap()]].concat();
+    let good = gpu(&probed, &[("SOFTGPU_CALLS", file.to_str().unwrap())]);
+    assert_eq!(good.code, Some(0), "{good:?}");
+    let copies = calls(&file)["cuMemcpyDtoHAsync_v2"];
+    for (n, code) in [(1, 999), (copies / 2, 719), (copies - 1, 999)] {
+        gpu(&probed, &[("SOFTGPU_FAIL", &format!("cuMemcpyDtoHAsync_v2:{n}:{code}"))]).refused(6, &["cuda: "]);
+    }
+    gpu(&args, &[("SOFTGPU_CALLS", file.to_str().unwrap())]);
+    let (asked, allocated) = (calls(&file)["cuMemGetInfo_v2"], calls(&file)["cuMemAlloc_v2"]);
+    let rule = format!("cuMemAlloc_v2:1+:2,cuMemGetInfo_v2:{}:999", asked + 1);
+    assert!(asked > 0 && allocated > 3);
+    gpu(&args, &[("SOFTGPU_FAIL", &rule)]).refused(5, &["out of memory", "lower --max-model-len"]);
+}
+
 #[test]
 fn the_doctor_says_what_is_there() {
     if !softgpu() {
