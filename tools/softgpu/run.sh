@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # tools/softgpu/run.sh COMMAND...: runs a program with softgpu as its CUDA driver (libcuda.so.1).
-# Builds the library when it is missing. SOFTGPU_* variables: see tools/softgpu/README.md.
+# Builds the library when it is missing or older than its sources. SOFTGPU_* variables: see tools/softgpu/README.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 library=${SOFTGPU_LIBRARY:-$target/release/libsoftgpu.so}
-if [ ! -e "$library" ]; then
+if [ ! -e "$library" ] || { [ -z "${SOFTGPU_LIBRARY:-}" ] &&
+    [ -n "$(find "$root/tools/softgpu/src" -newer "$library" -print -quit)" ]; }; then
     (cd "$root" && cargo build --release -p softgpu >&2)
 fi
 place=$target/softgpu

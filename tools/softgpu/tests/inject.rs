@@ -133,6 +133,27 @@ fn calls_are_counted() {
 }
 
 #[test]
+fn places_of_calls_are_told() {
+    let path = build().join(format!("softgpu-sites-{}.txt", std::process::id()));
+    results(&[("SOFTGPU_SITES", path.to_str().unwrap())]);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let _ = std::fs::remove_file(&path);
+    let line = |entry: &str| -> Vec<&str> {
+        let mut lines = text.lines().filter(|l| l.split(' ').next() == Some(entry));
+        let line = lines.next().unwrap_or_else(|| panic!("{entry} in {text}"));
+        assert!(lines.next().is_none(), "{entry} is called in one place: {text}");
+        line.splitn(3, ' ').collect()
+    };
+    // All of the list come from one loop; the version is asked for after it.
+    assert_eq!(line("cuMemAlloc_v2")[1], "1,2,3");
+    assert_eq!(line("cuDevicePrimaryCtxRetain")[1], "1,2");
+    assert_eq!(line("cuDriverGetVersion")[1], "1");
+    let caller = line("cuMemAlloc_v2")[2].split(" < ").next().unwrap();
+    assert!(caller == "guest" || caller.ends_with("::guest"), "{caller}");
+    assert_ne!(line("cuMemAlloc_v2")[2], "", "{text}");
+}
+
+#[test]
 fn every_call_can_fail_in_turn() {
     for n in 0..CALLS.len() {
         let (r, _) = results(&[("SOFTGPU_FAIL", &format!("*:{}:46", n + 1))]);

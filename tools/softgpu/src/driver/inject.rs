@@ -1,10 +1,11 @@
 //! Failures on request: any driver call can be made to fail, and all are counted.
-//! In: `SOFTGPU_FAIL`, `SOFTGPU_CALLS`, `SOFTGPU_HIDE` and the name of every call made. Out: the `CUresult` to return instead.
-//! Owns: the rules and the count of calls. Not here: what calls do.
+//! In: `SOFTGPU_FAIL`, `SOFTGPU_CALLS`, `SOFTGPU_SITES`, `SOFTGPU_HIDE` and the name of every call made. Out: the `CUresult` to return instead.
+//! Owns: the rules and the count of calls. Not here: what calls do, who makes them (sites.rs).
 //!
 //! A program's error paths are only tested when every call it makes has failed once. `SOFTGPU_CALLS` tells which calls a run
 //! makes; one run for each with `SOFTGPU_FAIL` then covers them all.
 
+use super::sites::Sites;
 use super::*;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -60,6 +61,7 @@ struct Plan {
     rules: Vec<Rule>,
     hidden: Vec<String>,
     count_file: Option<std::path::PathBuf>,
+    sites: Option<Sites>,
     calls: Mutex<(u64, BTreeMap<&'static str, u64>)>,
 }
 
@@ -83,12 +85,13 @@ static PLAN: LazyLock<Option<Plan>> = LazyLock::new(|| {
     }
     let hidden = list("SOFTGPU_HIDE");
     let count_file = std::env::var_os("SOFTGPU_CALLS").map(Into::into);
-    if rules.is_empty() && hidden.is_empty() && count_file.is_none() {
+    let sites = Sites::from_environment();
+    if rules.is_empty() && hidden.is_empty() && count_file.is_none() && sites.is_none() {
         return None;
     }
     // SAFETY: a plain function without captures; writing the counts must not depend on cuInit having succeeded.
     unsafe { libc::atexit(write_counts) };
-    Some(Plan { rules, hidden, count_file, calls: Mutex::default() })
+    Some(Plan { rules, hidden, count_file, sites, calls: Mutex::default() })
 });
 
 thread_local! {
@@ -125,6 +128,9 @@ impl Plan {
         let total = calls.0;
         let of_name = calls.1.entry(name).or_default();
         *of_name += 1;
+        if let Some(sites) = &self.sites {
+            sites.note(name, *of_name);
+        }
         let hit = |r: &&Rule| {
             let n = if r.name == "*" { total } else { *of_name };
             (r.name == "*" || r.names(name)) && (n == r.at || r.onwards && n > r.at)
@@ -157,6 +163,7 @@ pub fn hidden(name: &str) -> bool {
 /// `ENTRY COUNT` a line, the names in order, `*` for all.
 extern "C" fn write_counts() {
     let Some(plan) = &*PLAN else { return };
+    plan.sites.iter().for_each(Sites::write);
     let (Some(path), Ok(calls)) = (&plan.count_file, plan.calls.lock()) else { return };
     let mut text = format!("* {}\n", calls.0);
     calls.1.iter().for_each(|(name, n)| text.push_str(&format!("{name} {n}\n")));

@@ -18,6 +18,7 @@ pub mod launch;
 pub mod memory;
 pub mod module;
 pub mod names;
+pub mod sites;
 pub mod stream;
 
 use crate::device::Part;
