@@ -402,22 +402,51 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads a cubin, or PTX that ends with a zero byte. Errors: [`Error::Device`] with the driver's words.
-    pub fn load(device: &Arc<Device>, name: &str, image: &[u8]) -> Result<Module> {
-        device.bind()?;
-        let is_ptx = !image.starts_with(b"\x7fELF");
-        if is_ptx && !image.ends_with(b"\0") {
+    /// Loads machine code. `None` where the driver does not take it: made for another part, or by a newer toolkit.
+    pub fn load_cubin(device: &Arc<Device>, name: &str, image: &[u8]) -> Result<Option<Module>> {
+        if !image.starts_with(b"\x7fELF") {
+            return Err(Error::Internal(format!("{name}: machine code that is no ELF file")));
+        }
+        use sys::CUresult as Code;
+        // SAFETY: an ELF file states its own length.
+        match unsafe { Module::load(device, name, image) }? {
+            Ok(module) => Ok(Some(module)),
+            Err(DriverError(
+                Code::CUDA_ERROR_INVALID_IMAGE
+                | Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+                | Code::CUDA_ERROR_INVALID_PTX
+                | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                | Code::CUDA_ERROR_INVALID_SOURCE,
+            )) => Ok(None),
+            Err(e) => Err(failed(&format!("loading kernels of {name}"), e)),
+        }
+    }
+
+    /// Loads PTX, which the driver compiles. It ends with a zero byte.
+    pub fn load_ptx(device: &Arc<Device>, name: &str, image: &[u8]) -> Result<Module> {
+        if !image.ends_with(b"\0") {
             return Err(Error::Internal(format!("{name}: PTX without a final zero byte")));
         }
-        // SAFETY: a cubin states its own length, PTX ends with the zero byte just checked.
+        // SAFETY: the text ends with the zero byte just checked.
+        unsafe { Module::load(device, name, image) }?.map_err(|e| {
+            match failed(&format!("loading kernels of {name}"), e) {
+                Error::Device(text) => Error::Device(format!(
+                    "{text}; an NVIDIA driver of 525 or later is needed, update it or use --device cpu"
+                )),
+                other => other,
+            }
+        })
+    }
+
+    /// The outer error is one before the driver looks at the image.
+    ///
+    /// # Safety
+    /// The image must say where it ends.
+    unsafe fn load(device: &Arc<Device>, name: &str, image: &[u8]) -> Result<std::result::Result<Module, DriverError>> {
+        device.bind()?;
+        // SAFETY: the caller's.
         let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        let module = loaded.map_err(|e| match failed(&format!("loading kernels of {name}"), e) {
-            Error::Device(text) if is_ptx => Error::Device(format!(
-                "{text}; an NVIDIA driver of 525 or later is needed, update it or use --device cpu"
-            )),
-            other => other,
-        })?;
-        Ok(Module { device: device.clone(), name: name.to_string(), module })
+        Ok(loaded.map(|module| Module { device: device.clone(), name: name.to_string(), module }))
     }
 
     /// An entry by name.

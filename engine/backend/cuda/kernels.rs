@@ -109,13 +109,14 @@ impl KernelCache {
     fn load(&self, file: &str) -> Result<Module> {
         let kernel = Kernel::find(file).ok_or_else(|| Error::Internal(format!("no kernel file {file}.cu")))?;
         if let Some(cubin) = kernel.cubin(self.device.compute_capability()) {
-            match Module::load(&self.device, file, cubin.image) {
-                Ok(module) => return Ok(module),
-                // An older driver than the toolkit may refuse its machine code and still compile the PTX.
-                Err(e) => tracing::debug!("{file}: sm_{} not loaded ({e}), trying PTX", cubin.arch),
+            // An older driver than the toolkit may refuse its machine code and still compile the PTX. Any other failure
+            // would meet the PTX too, or hide a fault of the device.
+            if let Some(module) = Module::load_cubin(&self.device, file, cubin.image)? {
+                return Ok(module);
             }
+            tracing::debug!("{file}: the driver does not take machine code for sm_{}, it compiles the PTX", cubin.arch);
         }
-        Module::load(&self.device, file, kernel.ptx)
+        Module::load_ptx(&self.device, file, kernel.ptx)
     }
 }
 
