@@ -18,7 +18,7 @@ use super::upload::Weights;
 use super::{Launch, lower};
 use crate::backend::sampling::{Choices, SamplingBatch, SamplingLimits};
 use crate::backend::{Bucket, Input, Probe, Program};
-use crate::graph::{Kind, NodeId, Op, Plan, Sizes, Sym};
+use crate::graph::{Graph, Kind, NodeId, Op, Plan, Sizes, Sym};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 
@@ -31,6 +31,8 @@ pub struct CudaProgram {
     arena: DeviceBuffer,
     results: PinnedBuffer,
     chooser: Option<Chooser>,
+    /// Which of the graph's inputs choose rows for a layer that gathers them itself.
+    row_inputs: Vec<usize>,
     /// Sizes of the last run.
     sizes: Sizes,
     /// Read by the launches, which hold addresses only.
@@ -113,6 +115,7 @@ impl CudaProgram {
             arena,
             results,
             chooser,
+            row_inputs: row_inputs(&plan.graph),
             _scratch: scratch,
             _weights: weights,
             _states: states,
@@ -178,13 +181,9 @@ impl CudaProgram {
 
     /// Whether layers that choose rows of their input choose all of them in order, as far as there are.
     fn in_order(&self, inputs: &[Input]) -> bool {
-        let graph = &self.plan.graph;
-        let chooses = |id: NodeId| {
-            graph.nodes.iter().any(|n| matches!(n.op, Op::NormLinear { gathered: true, .. }) && n.inputs[1] == id)
-        };
-        graph.inputs().zip(inputs).filter(|((id, _), _)| chooses(*id)).all(|(_, input)| match input {
-            Input::Int(rows) => rows.iter().enumerate().all(|(i, row)| *row == i as i32),
-            Input::Float(_) => false,
+        self.row_inputs.iter().all(|i| match inputs.get(*i) {
+            Some(Input::Int(rows)) => rows.iter().enumerate().all(|(i, row)| *row == i as i32),
+            _ => false,
         })
     }
 
@@ -237,6 +236,14 @@ impl CudaProgram {
         }
         Ok(())
     }
+}
+
+/// The inputs, by their order in the graph, by which layers choose rows of another value.
+fn row_inputs(graph: &Graph) -> Vec<usize> {
+    let chooses = |id: NodeId| {
+        graph.nodes.iter().any(|n| matches!(n.op, Op::NormLinear { gathered: true, .. }) && n.inputs[1] == id)
+    };
+    graph.inputs().enumerate().filter(|(_, (id, _))| chooses(*id)).map(|(i, _)| i).collect()
 }
 
 impl Program for CudaProgram {
