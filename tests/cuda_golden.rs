@@ -9,19 +9,20 @@
 #[path = "cuda_ops/device.rs"]
 mod device;
 mod golden_support;
+#[path = "cuda_support/wrapped.rs"]
+mod wrapped;
 
 use std::sync::{Arc, Mutex};
 
-use engine::backend::cuda::{Cuda, CudaBackend};
-use engine::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
-use engine::graph::fuse::Fusion;
-use engine::graph::{Graph, Layout, Node, Op, Plan, Sizes, Sym};
+use engine::backend::{Input, Probe, Program};
+use engine::graph::{Op, Plan, Sizes, Sym};
 use engine::inspect::backends::BackendComparison;
 use engine::run::engine::{Device, Engine, EngineOptions};
 use engine::run::request::Answer;
-use engine::tensor::{DType, HostTensor};
+use engine::tensor::DType;
 use golden_support::{cases, models_of, options, request, text};
 use serde_json::Value;
+use wrapped::{Compiled, Wrapped, eager};
 
 /// Largest difference of a log-probability among the five best, while both read the same tokens.
 fn limit(dtype: DType) -> f32 {
@@ -116,60 +117,19 @@ fn every_case_agrees_with_the_cpu_in_f16() {
     check(DType::F16);
 }
 
-/// The same GPU twice: one records its steps, the other does not. Every step must give both the same bits. Comparing two
-/// engines would not do: which sequences share a step depends on when they were submitted.
-struct Twice {
-    recorded: Box<dyn Backend>,
-    eager: CudaBackend,
-    handles: Vec<(WeightHandle, WeightHandle)>,
-}
-
+/// The same GPU twice: one records its steps, the other does not.
 fn twice(model: &str, dtype: DType) -> EngineOptions {
-    let wrap = move |recorded: Box<dyn Backend>| -> Box<dyn Backend> {
-        let eager = CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), dtype, false).unwrap();
-        Box::new(Twice { recorded, eager, handles: Vec::new() })
+    let wrap = move |recorded| {
+        let both = |c: Compiled| -> Box<dyn Program> {
+            Box::new(TwiceProgram { recorded: c.program, eager: c.second.expect("a second device") })
+        };
+        Wrapped::new(recorded).with_eager(Some(dtype)).replace(both).boxed()
     };
     EngineOptions { wrap: Some(Box::new(wrap)), memory_utilization: Some(0.4), ..on_gpu(model, dtype) }
 }
 
-impl Backend for Twice {
-    fn info(&self) -> DeviceInfo {
-        self.recorded.info()
-    }
-
-    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
-        self.recorded.supports(graph, node)
-    }
-
-    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
-        self.handles.push((self.recorded.upload(name, tensor, matrix)?, self.eager.upload(name, tensor, matrix)?));
-        Ok(WeightHandle(self.handles.len() as u32 - 1))
-    }
-
-    fn layout(&self) -> Layout {
-        self.recorded.layout()
-    }
-
-    fn fusion(&self) -> Fusion {
-        self.recorded.fusion()
-    }
-
-    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
-        self.recorded.needs(plan, buckets)
-    }
-
-    fn compile(
-        &mut self,
-        plan: Plan,
-        buckets: &[Bucket],
-        weights: &[WeightHandle],
-    ) -> engine::Result<Box<dyn Program>> {
-        let (recorded, eager): (Vec<_>, Vec<_>) = weights.iter().map(|w| self.handles[w.0 as usize]).unzip();
-        let recorded = self.recorded.compile(plan.clone(), buckets, &recorded)?;
-        Ok(Box::new(TwiceProgram { recorded, eager: self.eager.compile(plan, buckets, &eager)? }))
-    }
-}
-
+/// Every step must give both the same bits. Comparing two engines would not do: which sequences share a step depends on
+/// when they were submitted.
 struct TwiceProgram {
     recorded: Box<dyn Program>,
     eager: Box<dyn Program>,
@@ -193,54 +153,6 @@ impl Program for TwiceProgram {
     }
 }
 
-/// A GPU that notes what its decoder launches.
-struct Counting {
-    inner: CudaBackend,
-    /// Layers, rows of a decode step, launches.
-    found: Arc<Mutex<Vec<[usize; 3]>>>,
-}
-
-impl Backend for Counting {
-    fn info(&self) -> DeviceInfo {
-        self.inner.info()
-    }
-
-    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
-        self.inner.supports(graph, node)
-    }
-
-    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
-        self.inner.upload(name, tensor, matrix)
-    }
-
-    fn layout(&self) -> Layout {
-        self.inner.layout()
-    }
-
-    fn fusion(&self) -> Fusion {
-        self.inner.fusion()
-    }
-
-    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
-        self.inner.needs(plan, buckets)
-    }
-
-    fn compile(
-        &mut self,
-        plan: Plan,
-        buckets: &[Bucket],
-        weights: &[WeightHandle],
-    ) -> engine::Result<Box<dyn Program>> {
-        let layers = plan.graph.nodes.iter().filter(|n| matches!(n.op, Op::PagedAttention { .. })).count();
-        let program = self.inner.compile(plan, buckets, weights)?;
-        for bucket in buckets.iter().filter(|b| layers > 0 && b.decode) {
-            let launches = program.launches(&bucket.sizes)?.expect("a GPU launches");
-            self.found.lock().unwrap().push([layers, bucket.sizes.get(Sym::Tokens), launches]);
-        }
-        Ok(program)
-    }
-}
-
 /// A token of a Llama-like decoder costs five launches a layer: q, k and v with norm, rotary embedding and pages;
 /// attention; output and residual; gate and up with norm; down and residual. More rows take norms, then rotary embedding
 /// in launches of their own. Beside the layers: embeddings, the last layer with its norm, two that choose tokens.
@@ -249,11 +161,20 @@ fn a_decode_step_takes_five_launches_a_layer() {
     if device::open().is_none() {
         return;
     }
-    let found = Arc::new(Mutex::new(Vec::new()));
+    // Layers, rows of a decode step, launches.
+    let found: Arc<Mutex<Vec<[usize; 3]>>> = Arc::default();
     let noted = found.clone();
-    let wrap = move |_: Box<dyn Backend>| -> Box<dyn Backend> {
-        let inner = CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), DType::Bf16, false).unwrap();
-        Box::new(Counting { inner, found: noted.clone() })
+    let wrap = move |_| {
+        let noted = noted.clone();
+        let count = move |c: Compiled| {
+            let layers = c.plan.graph.nodes.iter().filter(|n| matches!(n.op, Op::PagedAttention { .. })).count();
+            for bucket in c.buckets.iter().filter(|b| layers > 0 && b.decode) {
+                let launches = c.program.launches(&bucket.sizes).unwrap().expect("a GPU launches");
+                noted.lock().unwrap().push([layers, bucket.sizes.get(Sym::Tokens), launches]);
+            }
+            c.program
+        };
+        Wrapped::new(Box::new(eager(DType::Bf16))).replace(count).boxed()
     };
     let options = EngineOptions { wrap: Some(Box::new(wrap)), ..on_gpu("idefics2-tiny-bf16", DType::Bf16) };
     drop(Engine::open(options).unwrap());
@@ -265,53 +186,16 @@ fn a_decode_step_takes_five_launches_a_layer() {
     }
 }
 
-/// A device that has one operation wrong.
-struct Planted {
-    inner: Box<dyn Backend>,
-    node: &'static str,
-}
-
-impl Backend for Planted {
-    fn info(&self) -> DeviceInfo {
-        self.inner.info()
-    }
-
-    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
-        self.inner.supports(graph, node)
-    }
-
-    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
-        self.inner.upload(name, tensor, matrix)
-    }
-
-    fn layout(&self) -> Layout {
-        self.inner.layout()
-    }
-
-    fn fusion(&self) -> Fusion {
-        self.inner.fusion()
-    }
-
-    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
-        self.inner.needs(plan, buckets)
-    }
-
-    fn compile(
-        &mut self,
-        mut plan: Plan,
-        buckets: &[Bucket],
-        weights: &[WeightHandle],
-    ) -> engine::Result<Box<dyn Program>> {
-        for node in plan.graph.nodes.iter_mut().filter(|n| n.name == self.node) {
-            match &mut node.op {
-                Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => *eps = 0.3,
-                Op::Attention(heads) | Op::PagedAttention { heads, .. } | Op::SelfAttention { heads, .. } => {
-                    heads.scale *= 1.3
-                }
-                other => panic!("nothing to break in {}", other.name()),
+/// Makes one operation of a plan wrong.
+fn plant(plan: &mut Plan, name: &str) {
+    for node in plan.graph.nodes.iter_mut().filter(|n| n.name == name) {
+        match &mut node.op {
+            Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. } => *eps = 0.3,
+            Op::Attention(heads) | Op::PagedAttention { heads, .. } | Op::SelfAttention { heads, .. } => {
+                heads.scale *= 1.3
             }
+            other => panic!("nothing to break in {}", other.name()),
         }
-        self.inner.compile(plan, buckets, weights)
     }
 }
 
@@ -323,7 +207,7 @@ fn compare(device: Device, node: Option<&'static str>) -> BackendComparison {
         device,
         wrap: Some(Box::new(move |backend| {
             inner.wrap(match node {
-                Some(node) => Box::new(Planted { inner: backend, node }),
+                Some(node) => Wrapped::new(backend).change(move |plan| plant(plan, node)).boxed(),
                 None => backend,
             })
         })),

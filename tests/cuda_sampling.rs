@@ -6,23 +6,24 @@ mod cli_support;
 #[path = "cuda_ops/device.rs"]
 mod device;
 mod golden_support;
+#[path = "cuda_support/wrapped.rs"]
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use engine::backend::cuda::{Cuda, CudaBackend};
 use engine::backend::sampling::{Choices, SamplingBatch, SamplingLimits, SamplingSettings};
-use engine::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
-use engine::graph::fuse::Fusion;
-use engine::graph::{Graph, Layout, Node, Plan, Sizes};
+use engine::backend::{Input, Probe, Program};
+use engine::graph::Sizes;
 use engine::run::engine::{Device, Engine, EngineOptions};
 use engine::run::request::{Answer, Prompt, Request};
 use engine::run::sampler::{Sampled, Sampler};
 use engine::run::sampling_params::{SamplingFlags, SamplingParams};
-use engine::tensor::{DType, HostTensor};
+use engine::tensor::DType;
 use golden_support::options;
 use serde_json::Value;
+use wrapped::{Compiled, Wrapped};
 
 const MODEL: &str = "idefics2-tiny-nosplit";
 /// Log-probabilities are sums in another order.
@@ -70,64 +71,14 @@ fn requests() -> Vec<(&'static str, Request)> {
     .into()
 }
 
-/// A test's way of changing programs.
-type Wrap = Arc<dyn Fn(Box<dyn Program>, Option<Box<dyn Program>>) -> Box<dyn Program> + Send + Sync>;
-
-/// A GPU whose programs are wrapped, with the programs of a second one at hand where there is one.
-struct Wrapped {
-    device: Box<dyn Backend>,
-    second: Option<CudaBackend>,
-    wrap: Wrap,
-    handles: Vec<(WeightHandle, Option<WeightHandle>)>,
-}
-
-fn wrapped(options: EngineOptions, second: Option<DType>, wrap: Wrap) -> EngineOptions {
-    let backend = move |device| -> Box<dyn Backend> {
-        let second = second.map(|dtype| CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), dtype, false).unwrap());
-        Box::new(Wrapped { device, second, wrap: wrap.clone(), handles: Vec::new() })
-    };
-    EngineOptions { wrap: Some(Box::new(backend)), memory_utilization: Some(0.4), ..options }
-}
-
-impl Backend for Wrapped {
-    fn info(&self) -> DeviceInfo {
-        self.device.info()
-    }
-
-    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
-        self.device.supports(graph, node)
-    }
-
-    fn upload(&mut self, name: &str, tensor: &HostTensor, matrix: bool) -> engine::Result<WeightHandle> {
-        let second = self.second.as_mut().map(|s| s.upload(name, tensor, matrix)).transpose()?;
-        self.handles.push((self.device.upload(name, tensor, matrix)?, second));
-        Ok(WeightHandle(self.handles.len() as u32 - 1))
-    }
-
-    fn layout(&self) -> Layout {
-        self.device.layout()
-    }
-
-    fn fusion(&self) -> Fusion {
-        self.device.fusion()
-    }
-
-    fn needs(&self, plan: &Plan, buckets: &[Bucket]) -> Option<Needs> {
-        self.device.needs(plan, buckets)
-    }
-
-    fn compile(
-        &mut self,
-        plan: Plan,
-        buckets: &[Bucket],
-        weights: &[WeightHandle],
-    ) -> engine::Result<Box<dyn Program>> {
-        let handles = |w: &WeightHandle| self.handles[w.0 as usize];
-        let second: Vec<WeightHandle> = weights.iter().filter_map(|w| handles(w).1).collect();
-        let first: Vec<WeightHandle> = weights.iter().map(|w| handles(w).0).collect();
-        let second = self.second.as_mut().map(|s| s.compile(plan.clone(), buckets, &second)).transpose()?;
-        Ok((self.wrap)(self.device.compile(plan, buckets, &first)?, second))
-    }
+/// Options under which programs are replaced, with those of a second device at hand where there is one.
+fn wrapped(
+    options: EngineOptions,
+    second: Option<DType>,
+    replace: impl Fn(Compiled) -> Box<dyn Program> + Clone + Send + 'static,
+) -> EngineOptions {
+    let wrap = move |device| Wrapped::new(device).with_eager(second).replace(replace.clone()).boxed();
+    EngineOptions { wrap: Some(Box::new(wrap)), memory_utilization: Some(0.4), ..options }
 }
 
 /// Gives logits only, as a device without a sampler does.
@@ -161,7 +112,7 @@ fn requests_get_the_tokens_of_the_host() {
         return;
     }
     let device = Engine::open(on_gpu(DType::Bf16)).unwrap();
-    let host = wrapped(on_gpu(DType::Bf16), None, Arc::new(|program, _| Box::new(LogitsOnly(program))));
+    let host = wrapped(on_gpu(DType::Bf16), None, |c| Box::new(LogitsOnly(c.program)));
     let host = Engine::open(host).unwrap();
     let mut answers: BTreeMap<Vec<u32>, &str> = BTreeMap::new();
     // One after another: the same steps, and so the same logits, on both.
@@ -290,9 +241,10 @@ fn steps_of_many_rows_choose_what_the_host_chooses_recorded_or_not() {
     }
     let seen = Arc::new(Seen::default());
     let counted = seen.clone();
-    let wrap: Wrap =
-        Arc::new(move |recorded, eager| Box::new(Thrice { recorded, eager: eager.unwrap(), seen: counted.clone() }));
-    let engine = Engine::open(wrapped(on_gpu(DType::F16), Some(DType::F16), wrap)).unwrap();
+    let thrice = move |c: Compiled| -> Box<dyn Program> {
+        Box::new(Thrice { recorded: c.program, eager: c.second.unwrap(), seen: counted.clone() })
+    };
+    let engine = Engine::open(wrapped(on_gpu(DType::F16), Some(DType::F16), thrice)).unwrap();
     let prepared: Vec<_> = requests().iter().map(|(_, r)| engine.prepare(r).unwrap()).collect();
     let handles: Vec<_> = prepared.into_iter().map(|p| engine.submit_prepared(p).unwrap()).collect();
     let answers: Vec<Answer> = handles.into_iter().map(|h| h.answer().unwrap()).collect();
