@@ -6,7 +6,7 @@
 //! `--quant int4`). `--limit` asks every set's first N questions only.
 //! Out: a table of exact-match accuracies on stdout; exit code 1 when a full set got worse than `bench/quality/baseline.tsv`
 //! by more than half a percent point. `--record` writes that file. A variant that this build refuses is left out with its reason.
-//! Not here: speed (`bench/model.rs`).
+//! Not here: speed (`engine bench model`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;

@@ -141,3 +141,38 @@ fn the_built_in_model_captions_as_on_the_cpu() {
     assert!(want.len() >= 5, "{want:?}");
     assert_eq!(got, want);
 }
+
+#[test]
+fn benchmarks_run_on_the_gpu() {
+    let Some(cuda) = device::open() else { return };
+    let soft = cuda.device().name().contains("softgpu");
+    let run = |args: &[&str]| {
+        let mut c = with_driver();
+        c.args(["bench"]).args(args);
+        finish(c, b"").ok().stdout
+    };
+    let out = run(&["kernels", "--device", "cuda:0", "rmsnorm"]);
+    let rows: Vec<&str> = out.lines().filter(|l| l.starts_with("rmsnorm ")).collect();
+    assert!(rows.len() > 10 && rows.iter().any(|r| r.contains("Llama-3.1-8B")), "{out}");
+    assert!(!out.contains("layernorm") && !out.contains("PREDICTED"), "{out}");
+    if soft {
+        // One launch, and every sector asked for is needed.
+        let words: Vec<&str> = rows[0].split_whitespace().rev().collect();
+        assert_eq!((words[8], words[4]), ("1", "1.000"), "{}", rows[0]);
+    }
+    let out = run(&[
+        "model",
+        "--model",
+        "demo",
+        "--device",
+        "cuda:0",
+        "-n",
+        "3",
+        "--max-model-len",
+        "128",
+        "--max-num-seqs",
+        "1",
+    ]);
+    assert!(out.contains("| device | cuda:0 |") && out.contains("| new tokens | 3 |"), "{out}");
+    assert!(!out.contains("bandwidth"), "the host's memory says nothing of the GPU's: {out}");
+}

@@ -1,6 +1,6 @@
 //! Tokens and images a second that the kernels should reach, by a stated model, beside published figures of others.
 //!
-//! In: sizes of models, figures of parts. Out: a table on stdout. Owns: the model's assumptions. Not here: measurements.
+//! In: sizes of models, figures of parts. Out: a table. Owns: the model's assumptions. Not here: measurements.
 //!
 //! A kernel takes the longer of its bytes at a reached share of the bandwidth and its operations at a reached share of
 //! what mma.sync can do, plus a gap (a launch from a graph and its ramp). A step adds 15 us of host work. The shares are
@@ -15,6 +15,8 @@ struct Part {
     kv_share: f64,
     /// FLOPs a second of mma.sync on 16-bit operands.
     flops: f64,
+    /// Operations a second of mma.sync on 8-bit integers.
+    int8_ops: f64,
     memory: f64,
     /// Seconds between the ends of one kernel's work and the next one's start.
     gap: f64,
@@ -27,6 +29,7 @@ const PARTS: [Part; 3] = [
         weights_share: 0.86,
         kv_share: 0.78,
         flops: 620e12,
+        int8_ops: 1247e12,
         memory: 80e9,
         gap: 2.0e-6,
     },
@@ -36,6 +39,7 @@ const PARTS: [Part; 3] = [
         weights_share: 0.84,
         kv_share: 0.80,
         flops: 312e12,
+        int8_ops: 624e12,
         memory: 80e9,
         gap: 2.5e-6,
     },
@@ -45,6 +49,7 @@ const PARTS: [Part; 3] = [
         weights_share: 0.91,
         kv_share: 0.85,
         flops: 165e12,
+        int8_ops: 660e12,
         memory: 24e9,
         gap: 2.0e-6,
     },
@@ -55,6 +60,8 @@ const HOST_SECONDS: f64 = 15e-6;
 enum Storage {
     Bf16,
     Int8,
+    /// Activations in int8 too, where there are more than 8 rows.
+    W8a8,
     /// Groups of 128, the last layer in int8.
     Int4,
 }
@@ -64,16 +71,26 @@ impl Storage {
         match self {
             Storage::Bf16 => "bf16",
             Storage::Int8 => "int8",
+            Storage::W8a8 => "w8a8",
             Storage::Int4 => "int4",
         }
     }
 
-    /// Bytes a weight, scales included, and the share of the 16-bit tensor rate that its products reach.
-    fn figures(self) -> (f64, f64) {
+    /// Bytes a weight, scales included.
+    fn bytes(self) -> f64 {
         match self {
-            Storage::Bf16 => (2.0, 0.70),
-            Storage::Int8 => (1.0, 0.70),
-            Storage::Int4 => (0.5 + 2.0 / 128.0, 0.60),
+            Storage::Bf16 => 2.0,
+            Storage::Int8 | Storage::W8a8 => 1.0,
+            Storage::Int4 => 0.5 + 2.0 / 128.0,
+        }
+    }
+
+    /// Operations a second that products of `rows` rows reach.
+    fn rate(self, part: &Part, rows: f64) -> f64 {
+        match self {
+            Storage::W8a8 if rows > 8.0 => 0.55 * part.int8_ops,
+            Storage::Bf16 | Storage::Int8 | Storage::W8a8 => 0.70 * part.flops,
+            Storage::Int4 => 0.60 * part.flops,
         }
     }
 }
@@ -137,7 +154,7 @@ const MODELS: [Model; 3] = [
 fn rate(part: &Part, model: &Model, storage: Storage, batch: usize) -> Option<f64> {
     let kv_width = model.kv_heads * model.head_dim;
     let layer = model.hidden * (2 * model.heads * model.head_dim + 2 * kv_width + 3 * model.intermediate);
-    let weights = (model.layers * layer) as f64 * storage.figures().0 + 2.0 * (2 * model.vocab * model.hidden) as f64;
+    let weights = (model.layers * layer) as f64 * storage.bytes() + 2.0 * (2 * model.vocab * model.hidden) as f64;
     let cache = (batch * model.context * model.layers * 4 * kv_width) as f64;
     (weights + cache < 0.92 * part.memory).then(|| batch as f64 / step(part, model, storage, batch))
 }
@@ -146,10 +163,9 @@ fn rate(part: &Part, model: &Model, storage: Storage, batch: usize) -> Option<f6
 fn step(part: &Part, model: &Model, storage: Storage, batch: usize) -> f64 {
     let rows = batch as f64;
     let linear = |n: usize, k: usize, storage: Storage| {
-        let (bytes, share) = storage.figures();
-        let traffic = (n * k) as f64 * bytes + rows * 2.0 * (n + k) as f64;
+        let traffic = (n * k) as f64 * storage.bytes() + rows * 2.0 * (n + k) as f64;
         let flops = 2.0 * rows * (n * k) as f64;
-        (traffic / (part.weights_share * part.bandwidth)).max(flops / (share * part.flops)) + part.gap
+        (traffic / (part.weights_share * part.bandwidth)).max(flops / storage.rate(part, rows)) + part.gap
     };
     let width = model.heads * model.head_dim;
     let kv_width = model.kv_heads * model.head_dim;
@@ -173,8 +189,8 @@ fn step(part: &Part, model: &Model, storage: Storage, batch: usize) -> f64 {
 fn captions(part: &Part, model: &Model, storage: Storage) -> Option<f64> {
     let (vision, prefill) = model.caption?;
     let decode = 128.0 / rate(part, model, storage, 64)?;
-    let share = storage.figures().1;
-    Some(1.0 / (vision / (0.70 * part.flops) + prefill / (share * part.flops) + decode))
+    let prefill = prefill / storage.rate(part, f64::INFINITY);
+    Some(1.0 / (vision / Storage::Bf16.rate(part, 1.0) + prefill + decode))
 }
 
 /// What others publish for language models of 7 to 8 billion weights: (what, GPU, batch, figure, source).
@@ -206,33 +222,35 @@ const PUBLISHED: [(&str, &str, &str, &str, &str); 13] = [
     ("llm-awq Llama-3-VILA1.5-8B fp16, int4", "A100", "1", "75, 169 tok/s", "mit-han-lab/llm-awq README"),
 ];
 
-/// Prints the predictions and the published figures.
-pub fn print() {
-    println!(
-        "\nPREDICTED, not measured (the model: bench/predict.rs). Tokens a second of decoding, captions of 128 tokens."
+/// The predictions and the published figures.
+pub fn text() -> String {
+    let mut text = format!(
+        "\nPREDICTED, not measured (the model: bench/kernels/predict.rs). Tokens a second of decoding, captions of 128 \
+         tokens.\n{:<38} {:<14} {:<5} {:>8} {:>8} {:>8} {:>10}\n",
+        "model", "GPU", "", "batch 1", "16", "64", "images/s"
     );
-    println!("{:<38} {:<14} {:<5} {:>8} {:>8} {:>8} {:>10}", "model", "GPU", "", "batch 1", "16", "64", "images/s");
     for model in &MODELS {
         for part in &PARTS {
-            for storage in [Storage::Bf16, Storage::Int8, Storage::Int4] {
-                let text = |rate: Option<f64>, digits: usize| rate.map_or("-".into(), |r| format!("{r:.digits$}"));
-                let tokens = |batch: usize| text(rate(part, model, storage, batch), 0);
-                println!(
-                    "{:<38} {:<14} {:<5} {:>8} {:>8} {:>8} {:>10}",
+            for storage in [Storage::Bf16, Storage::Int8, Storage::W8a8, Storage::Int4] {
+                let figure = |rate: Option<f64>, digits: usize| rate.map_or("-".into(), |r| format!("{r:.digits$}"));
+                let tokens = |batch: usize| figure(rate(part, model, storage, batch), 0);
+                text += &format!(
+                    "{:<38} {:<14} {:<5} {:>8} {:>8} {:>8} {:>10}\n",
                     model.name,
                     part.name,
                     storage.name(),
                     tokens(1),
                     tokens(16),
                     tokens(64),
-                    text(captions(part, model, storage), 1)
+                    figure(captions(part, model, storage), 1)
                 );
             }
         }
     }
-    println!("\nPublished by others, on their own machines and requests:");
-    println!("{:<42} {:<12} {:<10} {:<22} source", "what", "GPU", "batch", "figure");
+    text += "\nPublished by others, on their own machines and requests:\n";
+    text += &format!("{:<42} {:<12} {:<10} {:<22} source\n", "what", "GPU", "batch", "figure");
     for (what, gpu, batch, figure, source) in PUBLISHED {
-        println!("{what:<42} {gpu:<12} {batch:<10} {figure:<22} {source}");
+        text += &format!("{what:<42} {gpu:<12} {batch:<10} {figure:<22} {source}\n");
     }
+    text
 }

@@ -3,6 +3,7 @@
 //! In: arguments and environment. Out: exit codes of the contract. Answers go to stdout, everything else to stderr.
 
 pub mod args;
+pub mod bench;
 pub mod caption;
 pub mod chat;
 pub mod doctor;
@@ -39,13 +40,16 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Show what this machine offers and what would run where
     Doctor(doctor::DoctorArgs),
+    /// Measure kernels, or a model from image to last token
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
 }
 
 /// What a command ends with.
 pub type Outcome = Result<ExitCode, Error>;
 
-/// Runs the program and returns its exit code.
-pub fn main() -> ExitCode {
+/// Runs the program and returns its exit code. `kernels` measures kernels; the list of their shapes is not the library's.
+pub fn main(kernels: bench::MeasureKernels) -> ExitCode {
     signals::exit_on_signals();
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Caption(args) => caption::caption(*args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Doctor(args) => doctor::doctor(args),
+        Command::Bench(command) => bench::bench(command, kernels),
     };
     outcome.unwrap_or_else(|e| {
         output::message(format_args!("error: {e}"));

@@ -3,15 +3,15 @@
 //! In: an op and a shape, or all of them. Out: counts by kernel. The counters are written when a process ends, so each
 //! run is one of its own: this program again. Not here: which counts are good (tests/cuda_scorecard.rs).
 //!
-//! A program that includes this has `list.rs` as its module `list`.
+//! Whoever includes this has `list.rs` beside it as the module `list`.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::list::OPS;
-use crate::list::harness::{Case, Gpu, Op, Work};
+use super::list::OPS;
+use super::list::harness::{Case, Gpu, Op, Work};
 
 /// Shapes above either limit take the software GPU too long.
 const MOST_BYTES: u64 = 24 << 20;
@@ -37,24 +37,12 @@ pub struct Counts {
     pub model_seconds: [f64; 3],
 }
 
-/// Runs the shape named in the arguments, where they ask for that.
-pub fn run_as_child(arguments: &[String]) -> bool {
-    let [flag, op, index] = arguments else { return false };
-    if flag != "--count" {
-        return false;
-    }
-    if let Err(e) = run_shape(op, index) {
-        eprintln!("{e}");
-        std::process::exit(1);
-    }
-    true
-}
-
 fn fits(work: Work) -> bool {
     work.bytes <= MOST_BYTES && work.flops <= MOST_FLOPS
 }
 
-fn run_shape(op: &str, index: &str) -> Result<(), String> {
+/// Runs one shape of an op: what a child process does.
+pub fn run_shape(op: &str, index: &str) -> Result<(), String> {
     let op = OPS.iter().find(|o| o.name == op).ok_or("no such op")?;
     let index: usize = index.parse().map_err(|_| "no such shape")?;
     let gpu = Gpu::open().ok_or("no device")?;
@@ -96,8 +84,9 @@ fn run(gpu: &Gpu, case: &Case) -> Result<(), String> {
 }
 
 /// Counts of one of an op's shapes on the software GPU, and the least work; none for a shape that is too large for it.
-pub fn shape(op: &Op, index: usize) -> Result<Option<(Vec<Counts>, Work)>, String> {
-    let (output, counts) = child(&["--count", op.name, &index.to_string()])?;
+/// `again` are the arguments by which this program takes `--count OP INDEX` to [`run_shape`].
+pub fn shape(op: &Op, index: usize, again: &[&str]) -> Result<Option<(Vec<Counts>, Work)>, String> {
+    let (output, counts) = child(&[again, &["--count", op.name, &index.to_string()]].concat())?;
     let mut figures = output.lines().find_map(|l| l.strip_prefix("work ")).unwrap_or_default().split(' ');
     let mut figure = || figures.next().and_then(|f| f.parse().ok()).ok_or("the run does not say its work");
     let work = Work { bytes: figure()?, flops: figure()? };

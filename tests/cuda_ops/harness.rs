@@ -1,4 +1,4 @@
-//! One list of op cases for tests (`cargo test --test cuda_ops`) and benchmarks (`cargo bench --bench kernels`).
+//! One list of op cases for tests (`cargo test --test cuda_ops`) and benchmarks (`engine bench kernels`).
 //!
 //! In: an op's rows: shapes, inputs, the CPU operation as oracle. Out: launches, and whether their results agree.
 //! Owns: device memory of a case; its layout is the backend's: rows `round_up(cols, 8)` elements apart, padding never
@@ -147,10 +147,13 @@ pub struct Gpu {
 impl Gpu {
     /// None without a device, after a check that its absence is explained.
     pub fn open() -> Option<Gpu> {
-        let cuda = device::open()?;
-        let stream = Stream::new(cuda.device()).expect("a stream");
+        device::open().map(|cuda| Gpu::new(cuda).expect("a stream"))
+    }
+
+    pub fn new(cuda: Cuda) -> Result<Gpu> {
+        let stream = Stream::new(cuda.device())?;
         let soft = cuda.device().name().contains("softgpu");
-        Some(Gpu { cuda, stream, soft, buffers: RefCell::default() })
+        Ok(Gpu { cuda, stream, soft, buffers: RefCell::default() })
     }
 
     /// Gives back the memory of all cases so far.

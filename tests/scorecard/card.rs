@@ -151,7 +151,7 @@ pub fn table(card: &Card) -> String {
          - warps: on a multiprocessor at once, of 64 (sm_80, sm_90) or 48; from registers, threads and shared memory.\n\
          - instr/mma: machine instructions a tensor-core multiply in the inner loop.\n\
          - sectors, passes: 32-byte sectors and shared-memory passes over the least that the same requests could take, on\n\
-           the software GPU at shapes of real models (bench/kernels.rs); `-`: no shape small enough runs this entry.\n\n\
+           the software GPU at shapes of real models (bench/kernels); `-`: no shape small enough runs this entry.\n\n\
          `_v1` entries (of norms `_v0`) serve widths that are no multiple of a vector.\n\n",
         card.toolchain
     );
