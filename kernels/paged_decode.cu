@@ -6,8 +6,9 @@
 // Out     out as q, another buffer; counters zero again. T is __nv_bfloat16 or __half (suffix bf16, f16)
 // Grid    (splits, kv_heads * head tiles, seqs) of the bucket; a head tile is up to 8 of the heads that share keys.
 //         A sequence is cut into equal pieces of at least kWarps pages; blocks without a piece do nothing
-// Block   4 warps; each walks every 4th page of the piece through its own ring of page buffers, without a block barrier
-// Shared  4 warps * 2 pages (1 for any256) * (K and V) of 16 rows of head_dim: 64 KiB for 128
+// Block   4 warps; each walks a quarter of the piece's pages through slots of its own, two at a time, without a block
+//         barrier. Keys of the next two are on their way as soon as those of these are multiplied, values likewise
+// Shared  4 warps * 2 slots (1 for any256) * (K and V) of 16 rows of head_dim: 64 KiB for 128
 // Limits  dN entries: head_dim N, pointers 16-byte aligned, strides multiples of 8. anyN: head_dim up to N
 // Cost    reads every key and value once a head tile (once in all for groups up to 8); 4 * keys * heads * head_dim FLOPs.
 //         Bound by memory
@@ -56,75 +57,164 @@ struct DecodeTile {
   using Layout = RowLayout<kDim_>;
   static constexpr int kDim = kDim_;
   static constexpr bool kExact = kExact_;
-  static constexpr int kPageBytes = kPageSize * Layout::kRowBytes;
-  // Pages of a warp under way; two of the largest heads do not fit sm_86.
-  static constexpr int kStages = kDim > 128 ? 1 : 2;
+  static constexpr int kSteps = kDim / 16;  // k16 steps of q k^T, m16 tiles of the result
+  static constexpr int kPageBytes = kPageSize * Layout::kRowBytes;  // keys, or values
+  // Pages that a warp holds, and multiplies at once; two of the largest heads do not fit sm_86.
+  static constexpr int kSlots = kDim > 128 ? 1 : 2;
   // A head's row of f32 results in shared memory; four more keep the lanes of a store in different banks.
   static constexpr int kOutFloats = kDim + 4;
-  static constexpr int kRingBytes = kWarps * kStages * 2 * kPageBytes;
+  static constexpr int kSlotBytes = kWarps * kSlots * 2 * kPageBytes;
   static constexpr int kMergeBytes = (kWarps * kHeads * (kOutFloats + 2) + kMaxSplits * kHeads + kHeads + 1) * 4;
-  static constexpr int kSharedBytes = kRingBytes > kMergeBytes ? kRingBytes : kMergeBytes;
+  static constexpr int kSharedBytes = kSlotBytes > kMergeBytes ? kSlotBytes : kMergeBytes;
   // Of a partial result: kHeads rows of kDim sums, maxima, sums of weights.
   static constexpr int kPartialFloats = kHeads * (kDim + 2);
 };
 
-// Starts a warp's copy of one page's keys and values to a buffer; rows from `count` on, of which the page may hold
-// nothing, are zero. `keys` and `values` are those of page 0.
-template <typename Tile>
-__device__ __forceinline__ void copy_page(const typename Tile::T* keys, const typename Tile::T* values, int page,
-                                          int page_bytes, int count, int head_dim, uint32_t buffer) {
-  using T = typename Tile::T;
+// Starts a warp's copy of a page's keys, or of its values, which are one run of memory, to a slot. kWhole: every row
+// holds something; otherwise rows from `count` on are zero.
+template <typename Tile, bool kWhole>
+__device__ __forceinline__ void copy_rows(const typename Tile::T* rows, int count, int head_dim, uint32_t slot) {
   using Layout = typename Tile::Layout;
   const int lane = threadIdx.x % kWarpThreads;
   if constexpr (Tile::kExact) {
-    // A power of two, so that the twist of a pass is one more exclusive or.
-    constexpr int kMost = kWarpThreads / Layout::kChunks;
-    constexpr int kPassRows = kMost >= 4 ? 4 : kMost >= 2 ? 2 : 1;
-    const int row = lane / Layout::kChunks, chunk = lane % Layout::kChunks;
-    const bool mine = kPassRows * Layout::kChunks == kWarpThreads || row < kPassRows;
-    const int element = row * Tile::kDim + chunk * 8;
-    const T* k = reinterpret_cast<const T*>(advance(keys + element, page, page_bytes));
-    const T* v = reinterpret_cast<const T*>(advance(values + element, page, page_bytes));
-    const uint32_t target = buffer + Layout::offset(row, chunk);
+    constexpr int kPieces = kPageSize * Layout::kChunks;
+    static_assert(kPieces % kWarpThreads == 0, "a page is whole passes of a warp");
 #pragma unroll
-    for (int first = 0; first < kPageSize; first += kPassRows) {
-      const int bytes = first + row < count ? 16 : 0;
-      const uint32_t to = (target ^ (Layout::twist(first) * 16)) + first * Layout::kRowBytes;
-      if (mine) {
-        cp_async<16>(to, k + first * Tile::kDim, bytes);
-        cp_async<16>(to + Tile::kPageBytes, v + first * Tile::kDim, bytes);
+    for (int first = 0; first < kPieces; first += kWarpThreads) {
+      const int row = (first + lane) / Layout::kChunks, chunk = (first + lane) % Layout::kChunks;
+      const uint32_t target = slot + Layout::offset(row, chunk);
+      if constexpr (kWhole) {
+        cp_async_16(target, rows + first * 8);
+      } else {
+        cp_async<16>(target, rows + first * 8, row < count ? 16 : 0);
       }
     }
   } else {
 #pragma unroll 1
     for (int piece = lane; piece < kPageSize * Layout::kChunks; piece += kWarpThreads) {
       const int row = piece / Layout::kChunks, chunk = piece % Layout::kChunks;
-      const int dim = row < count ? head_dim : 0;
-      const uint32_t target = buffer + Layout::offset(row, chunk);
-      const T* k = reinterpret_cast<const T*>(advance(keys, page, page_bytes)) + row * head_dim;
-      const T* v = reinterpret_cast<const T*>(advance(values, page, page_bytes)) + row * head_dim;
-      copy_chunk<Tile>(target, k, chunk, dim);
-      copy_chunk<Tile>(target + Tile::kPageBytes, v, chunk, dim);
+      copy_chunk<Tile>(slot + Layout::offset(row, chunk), rows + row * head_dim, chunk,
+                       kWhole || row < count ? head_dim : 0);
     }
   }
 }
 
 // Two neighbouring elements of q, zero from head_dim on.
-template <typename Tile>
-__device__ __forceinline__ uint32_t load_pair(const typename Tile::T* q, int at, int head_dim) {
-  if constexpr (Tile::kExact) return *reinterpret_cast<const uint32_t*>(q + at);
+template <typename T>
+__device__ __forceinline__ uint32_t load_pair(const T* q, int at, int head_dim) {
   const unsigned short* bits = reinterpret_cast<const unsigned short*>(q);
   const uint32_t low = at < head_dim ? bits[at] : 0;
   const uint32_t high = at + 1 < head_dim ? bits[at + 1] : 0;
   return low | high << 16;
 }
 
+// What a warp has of its heads, and what it does with the pages in its slots.
+template <typename Tile>
+struct HeadTile {
+  using T = typename Tile::T;
+  using Layout = typename Tile::Layout;
+  static constexpr int kSteps = Tile::kSteps;
+  uint32_t q[kSteps][2];       // the row operand: row lane / 4 is a head, rows 8.. are nothing
+  float out[kSteps][4];        // sum of a multiply of 16 elements of the head (rows) and 8 heads (columns)
+  float shift, row_sum;        // of head lane / 4
+
+  // `row`: of head lane / 4.
+  __device__ __forceinline__ HeadTile(const T* row, int head_dim) : shift(kNoShift), row_sum(0.0f) {
+    const int lane = threadIdx.x % kWarpThreads;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if constexpr (Tile::kExact) {
+        // Four lanes read a whole sector of a row, and hand each other words t and t + 4 of its eight.
+        const uint2 words = *reinterpret_cast<const uint2*>(row + step * 16 + lane % 4 * 4);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int from = lane / 4 * 4 + 2 * i + lane % 4 / 2;
+          const uint32_t even = __shfl_sync(kAllLanes, words.x, from), odd = __shfl_sync(kAllLanes, words.y, from);
+          q[step][i] = lane % 2 == 0 ? even : odd;
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) q[step][i] = load_pair(row, step * 16 + i * 8 + lane % 4 * 2, head_dim);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[step][i] = 0.0f;
+    }
+  }
+
+  // Scores against the keys of kPages slots; `keys`: this lane's first row of ldmatrix.
+  template <int kPages>
+  __device__ __forceinline__ void multiply_keys(uint32_t keys, float (&score)[2 * kPages][4]) const {
+#pragma unroll
+    for (int n = 0; n < 2 * kPages; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) score[n][i] = 0.0f;
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const uint32_t rows[4] = {q[step][0], 0, q[step][1], 0};
+#pragma unroll
+      for (int page = 0; page < kPages; ++page) {
+        uint32_t k[4];
+        ldmatrix_x4(k, Layout::step(keys, 2 * step) + page * Tile::kPageBytes);
+        mma_m16n8k16<T>(score[2 * page], rows, k[0], k[1]);
+        mma_m16n8k16<T>(score[2 * page + 1], rows, k[2], k[3]);
+      }
+    }
+  }
+
+  // Probabilities of those scores, as the column operand; sums so far are scaled where a maximum has grown.
+  template <int kPages>
+  __device__ __forceinline__ void weigh(const float (&score)[2 * kPages][4], float scale_log2,
+                                        uint32_t (&p)[2 * kPages]) {
+    float top = fmaxf(score[0][0], score[0][1]);
+#pragma unroll
+    for (int n = 1; n < 2 * kPages; ++n) top = fmaxf(top, fmaxf(score[n][0], score[n][1]));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    if (__any_sync(kAllLanes, fmaf(top, scale_log2, -shift) > kSlack)) {
+      const float next = fmaxf(shift, top * scale_log2);
+      const float factor = exp2_approx(shift - next);
+      shift = next;
+      row_sum *= factor;
+      // Columns of this lane's results are heads 2 (lane % 4) and the next.
+      const int lane = threadIdx.x % kWarpThreads;
+      const float even = __shfl_sync(kAllLanes, factor, lane % 4 * 8);
+      const float odd = __shfl_sync(kAllLanes, factor, lane % 4 * 8 + 4);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) out[step][c] *= c % 2 == 0 ? even : odd;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2 * kPages; ++n) {
+      const float a = exp2_approx(fmaf(score[n][0], scale_log2, -shift));
+      const float b = exp2_approx(fmaf(score[n][1], scale_log2, -shift));
+      row_sum += a + b;
+      p[n] = pack_pair<T>(a, b);
+    }
+  }
+
+  template <int kPages>
+  __device__ __forceinline__ void multiply_values(uint32_t values, const uint32_t (&p)[2 * kPages]) {
+#pragma unroll
+    for (int page = 0; page < kPages; ++page) {
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t v[4];
+        ldmatrix_x4_trans(v, Layout::step(values, 2 * step) + page * Tile::kPageBytes);
+        mma_m16n8k16<T>(out[step], v, p[2 * page], p[2 * page + 1]);
+      }
+    }
+  }
+};
+
 template <typename Tile>
 __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
   using T = typename Tile::T;
   using Layout = typename Tile::Layout;
-  constexpr int kSteps = Tile::kDim / 16;
-  constexpr int kStages = Tile::kStages;
+  constexpr int kSteps = Tile::kSteps;
+  constexpr int kSlots = Tile::kSlots;
   extern __shared__ __align__(1024) unsigned char shared[];
   const int s = blockIdx.z;
   if (args.num_seqs != nullptr && s >= *args.num_seqs) return;
@@ -150,112 +240,121 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
   const int heads = min(kHeads, args.group - head_in_group);
   const int head = kv_head * args.group + head_in_group;
 
-  // Q as the row operand: row lane / 4 is a head, rows 8.. are nothing.
-  uint32_t q[kSteps][2];
-  const T* q_row = static_cast<const T*>(args.q) + static_cast<long long>(query) * args.q_stride +
-                   (head + min(lane / 4, heads - 1)) * head_dim;
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) q[step][i] = load_pair<Tile>(q_row, step * 16 + i * 8 + lane % 4 * 2, head_dim);
-  }
-
   const int stride = args.table_stride != nullptr ? *args.table_stride : args.max_table_stride;
   const int* table = args.block_table + static_cast<long long>(s) * stride + first_page;
   const int value_offset = args.num_kv_heads * kPageSize * head_dim;
-  const T* keys = static_cast<const T*>(args.cache) + kv_head * kPageSize * head_dim;
-  const int at = split * piece + warp;  // this warp's first page, its others are kWarps apart
-  const int end = min(pages, (split + 1) * piece);
-  const int count = at < end ? (end - at + kWarps - 1) / kWarps : 0;
-
-  const uint32_t ring = shared_address(shared) + warp * (kStages * 2 * Tile::kPageBytes);
-  // Lane l holds the number of the warp's page l of the 32 in hand.
-  int numbers = 0;
-  const auto start = [&](int i) {
-    if (i < count) {
-      if (i % kWarpThreads == 0) numbers = table[min(at + (i + lane) * kWarps, end - 1)];
-      const int number = __shfl_sync(kAllLanes, numbers, i % kWarpThreads);
-      const int key = (first_page + at + i * kWarps) * kPageSize;
-      copy_page<Tile>(keys, keys + value_offset, number, 4 * value_offset, context - key, head_dim,
-                      ring + i % kStages * (2 * Tile::kPageBytes));
-    }
-    cp_async_commit();
+  const int page_bytes = 4 * value_offset;
+  // Of page 0; where rows are exact, this lane's first piece of them.
+  const T* keys =
+      static_cast<const T*>(args.cache) + kv_head * kPageSize * head_dim + (Tile::kExact ? lane * 8 : 0);
+  const T* values = keys + value_offset;
+  const auto page = [&](const T* first, int number) {
+    return reinterpret_cast<const T*>(advance(first, number, page_bytes));
   };
+  const T* q_row = static_cast<const T*>(args.q) + static_cast<long long>(query) * args.q_stride +
+                   (head + min(lane / 4, heads - 1)) * head_dim;
+  // This warp's pages are a run of the piece's, so that their numbers are one in the table.
+  const int here = min(piece, pages - split * piece);
+  const int count = here / kWarps + (warp < here % kWarps);
+  const int at = split * piece + here / kWarps * warp + min(warp, here % kWarps);
+  table += at;
+  const int key = (first_page + at) * kPageSize;  // the first
+  // Pages of which some keys may not count come first, one at a time: the last one, and the first one where a window
+  // begins in it. One more does where that leaves an odd number, so that the rest needs no mask, no bounds, and is pairs.
+  int singles = min(count, kSlots == 1 ? count : begin > key ? 2 : 1);
+  singles += (count - singles) % kSlots;
+  // In this order, the page of a turn; the last one for a turn that does not come.
+  const auto page_of = [&](int turn) { return turn == 0 ? count - 1 : min(turn, count) - 1; };
 
-  // Results as the sum of a multiply of 16 elements of the head (rows) and 8 heads (columns).
-  float out[kSteps][4];
+  const uint32_t key_slots = shared_address(shared) + warp * (2 * kSlots * Tile::kPageBytes);
+  const uint32_t value_slots = key_slots + kSlots * Tile::kPageBytes;
+  int numbers[kSlots] = {}, ahead[kSlots] = {};  // of the pages of the next turns
+  if (count > 0) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
+    for (int slot = 0; slot < kSlots; ++slot) numbers[slot] = table[page_of(slot)];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[step][i] = 0.0f;
+    for (int slot = 0; slot < kSlots; ++slot) ahead[slot] = table[page_of(kSlots + slot)];
   }
-  float shift = kNoShift, row_sum = 0.0f;  // of head lane / 4
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    const int held = slot < count ? context - (key + page_of(slot) * kPageSize) : 0;
+    if (held > 0) copy_rows<Tile, false>(page(keys, numbers[slot]), held, head_dim, key_slots + slot * Tile::kPageBytes);
+    cp_async_commit();
+    if (held > 0) copy_rows<Tile, false>(page(values, numbers[slot]), held, head_dim, value_slots + slot * Tile::kPageBytes);
+    cp_async_commit();
+  }
+
+  HeadTile<Tile> tile(q_row, head_dim);
   const uint32_t lane_offset = Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-#pragma unroll
-  for (int i = 0; i < kStages; ++i) start(i);
-  for (int i = 0; i < count; ++i) {
-    cp_async_wait<kStages - 1>();
+#pragma unroll 1
+  for (int turn = 0; turn < singles; ++turn) {
+    const uint32_t slot = turn % kSlots * Tile::kPageBytes;
+    const bool more = turn + kSlots < count;
+    cp_async_wait<2 * kSlots - 1>();
     __syncwarp();
-    const uint32_t k_address = ring + i % kStages * (2 * Tile::kPageBytes) + lane_offset;
-    float score[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t k[4];
-      ldmatrix_x4(k, Layout::step(k_address, 2 * step));
-      const uint32_t rows[4] = {q[step][0], 0, q[step][1], 0};
-      mma_m16n8k16<T>(score[0], rows, k[0], k[1]);
-      mma_m16n8k16<T>(score[1], rows, k[2], k[3]);
-    }
-    const int key = (first_page + at + i * kWarps) * kPageSize;
-    if (key < begin || key + kPageSize > context) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int k = key + n * 8 + lane % 4 * 2 + c;
-          if (k < begin || k >= context) score[n][c] = -INFINITY;
-        }
-      }
-    }
-    float top = fmaxf(fmaxf(score[0][0], score[0][1]), fmaxf(score[1][0], score[1][1]));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    if (__any_sync(kAllLanes, fmaf(top, args.scale_log2, -shift) > kSlack)) {
-      const float next = fmaxf(shift, top * args.scale_log2);
-      const float factor = exp2_approx(shift - next);
-      shift = next;
-      row_sum *= factor;
-      // Columns of this lane's results are heads 2 (lane % 4) and the next.
-      const float even = __shfl_sync(kAllLanes, factor, lane % 4 * 8);
-      const float odd = __shfl_sync(kAllLanes, factor, lane % 4 * 8 + 4);
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) out[step][c] *= c % 2 == 0 ? even : odd;
-      }
-    }
-    uint32_t p[2];
+    float score[2][4];
+    tile.template multiply_keys<1>(key_slots + slot + lane_offset, score);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const float a = exp2_approx(fmaf(score[n][0], args.scale_log2, -shift));
-      const float b = exp2_approx(fmaf(score[n][1], args.scale_log2, -shift));
-      row_sum += a + b;
-      p[n] = pack_pair<T>(a, b);
-    }
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t v[4];
-      ldmatrix_x4_trans(v, Layout::step(k_address + Tile::kPageBytes, 2 * step));
-      mma_m16n8k16<T>(out[step], v, p[0], p[1]);
+      for (int c = 0; c < 2; ++c) {
+        const int k = key + page_of(turn) * kPageSize + n * 8 + lane % 4 * 2 + c;
+        if (k < begin || k >= context) score[n][c] = -INFINITY;
+      }
     }
-    // All lanes have read the page before it is overwritten.
+    // All lanes have read the slot before it is overwritten.
     __syncwarp();
-    start(i + kStages);
+    if (more) copy_rows<Tile, true>(page(keys, ahead[0]), kPageSize, head_dim, key_slots + slot);
+    cp_async_commit();
+    uint32_t p[2];
+    tile.template weigh<1>(score, args.scale_log2, p);
+    cp_async_wait<2 * kSlots - 1>();
+    __syncwarp();
+    tile.template multiply_values<1>(value_slots + slot + lane_offset, p);
+    __syncwarp();
+    if (more) copy_rows<Tile, true>(page(values, ahead[0]), kPageSize, head_dim, value_slots + slot);
+    cp_async_commit();
+    ahead[0] = ahead[kSlots - 1];
+    ahead[kSlots - 1] = table[page_of(turn + 2 * kSlots)];
+  }
+  if constexpr (kSlots == 2) {
+    const int* next = table + singles + 3;
+#pragma unroll 1
+    for (int turn = singles; turn < count; turn += 2, next += 2) {
+      const bool more = turn + 2 < count;
+      cp_async_wait<1>();
+      __syncwarp();
+      float score[4][4];
+      tile.template multiply_keys<2>(key_slots + lane_offset, score);
+      __syncwarp();
+      if (more) {
+        copy_rows<Tile, true>(page(keys, ahead[0]), kPageSize, head_dim, key_slots);
+        copy_rows<Tile, true>(page(keys, ahead[1]), kPageSize, head_dim, key_slots + Tile::kPageBytes);
+      }
+      cp_async_commit();
+      uint32_t p[4];
+      tile.template weigh<2>(score, args.scale_log2, p);
+      cp_async_wait<1>();
+      __syncwarp();
+      tile.template multiply_values<2>(value_slots + lane_offset, p);
+      __syncwarp();
+      if (more) {
+        copy_rows<Tile, true>(page(values, ahead[0]), kPageSize, head_dim, value_slots);
+        copy_rows<Tile, true>(page(values, ahead[1]), kPageSize, head_dim, value_slots + Tile::kPageBytes);
+      }
+      cp_async_commit();
+      if (turn + 4 < count) {
+        ahead[0] = next[0];
+        ahead[1] = next[1];
+      }
+    }
   }
   cp_async_wait<0>();
+  float (&out)[kSteps][4] = tile.out;
+  float row_sum = tile.row_sum;
   row_sum += __shfl_xor_sync(kAllLanes, row_sum, 1);
   row_sum += __shfl_xor_sync(kAllLanes, row_sum, 2);
-  // The rings become the place where warps meet.
+  // The slots become the place where warps meet.
   __syncthreads();
   float* sums = reinterpret_cast<float*>(shared);                 // [kWarps][kHeads][kOutFloats]
   float* maxima = sums + kWarps * kHeads * Tile::kOutFloats;      // [kWarps][kHeads]
@@ -269,13 +368,13 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
     }
   }
   if (lane % 4 == 0) {
-    maxima[warp * kHeads + lane / 4] = shift;
+    maxima[warp * kHeads + lane / 4] = tile.shift;
     totals[warp * kHeads + lane / 4] = row_sum;
   }
   __syncthreads();
 
-  const int tile = s * gridDim.y + blockIdx.y;
-  float* partial = args.partials + (static_cast<long long>(tile) * splits + split) * Tile::kPartialFloats;
+  const int head_tile = s * gridDim.y + blockIdx.y;
+  float* partial = args.partials + (static_cast<long long>(head_tile) * splits + split) * Tile::kPartialFloats;
   T* target = static_cast<T*>(args.out) + static_cast<long long>(query) * args.out_stride + head * head_dim;
   for (int i = threadIdx.x; i < heads * Tile::kDim; i += kWarps * kWarpThreads) {
     const int h = i / Tile::kDim, d = i % Tile::kDim;
@@ -306,11 +405,11 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
   int* last = reinterpret_cast<int*>(weights + kMaxSplits * kHeads + kHeads);
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) *last = atomicAdd(&args.counters[tile], 1) == pieces - 1;
+  if (threadIdx.x == 0) *last = atomicAdd(&args.counters[head_tile], 1) == pieces - 1;
   __syncthreads();
   if (*last == 0) return;
   __threadfence();
-  const float* parts = args.partials + static_cast<long long>(tile) * splits * Tile::kPartialFloats;
+  const float* parts = args.partials + static_cast<long long>(head_tile) * splits * Tile::kPartialFloats;
   if (threadIdx.x < heads) {
     const int h = threadIdx.x;
     float top = -INFINITY, total = 0.0f;
@@ -331,15 +430,23 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
     if (d < head_dim) target[h * head_dim + d] = from_float<T>(sum * weights[pieces * kHeads + h]);
   }
   // The next launch, of the same graph perhaps, counts from zero again.
-  if (threadIdx.x == 0) args.counters[tile] = 0;
+  if (threadIdx.x == 0) args.counters[head_tile] = 0;
 }
 
+// As many as shared memory holds on sm_90; parts from sm_100 on hold a few registers more for the same code.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocks64 = 4;
+#else
+constexpr int kBlocks64 = 5;
+#endif
+
 #define PAGED_DECODE_KERNEL(name, blocks, ...)                                                                        \
-  extern "C" __global__ void __launch_bounds__(kWarps* kWarpThreads, blocks) paged_decode_##name(const PagedDecodeArgs args) { \
-    paged_decode<DecodeTile<__VA_ARGS__>>(args);                                                                      \
+  extern "C" __global__ void __launch_bounds__(kWarps* kWarpThreads, blocks) paged_decode_##name( \
+      const PagedDecodeArgs args) {                                                                  \
+    paged_decode<DecodeTile<__VA_ARGS__>>(args);                                                     \
   }
 #define PAGED_DECODE(suffix, T)                              \
-  PAGED_DECODE_KERNEL(suffix##_d64, 4, T, 64, true)          \
+  PAGED_DECODE_KERNEL(suffix##_d64, kBlocks64, T, 64, true)  \
   PAGED_DECODE_KERNEL(suffix##_d80, 4, T, 80, true)          \
   PAGED_DECODE_KERNEL(suffix##_d96, 4, T, 96, true)          \
   PAGED_DECODE_KERNEL(suffix##_d128, 3, T, 128, true)        \

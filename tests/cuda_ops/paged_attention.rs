@@ -60,6 +60,12 @@ fn cases() -> Vec<Case> {
             add((h, hk, d), &[(1, 47), (17, 48), (3, 3)], None, true, 1);
             add((h, hk, d), &[(1, 47), (1, 80), (1, 1)], Some(33), true, 0);
         }
+        // So many that no context is cut: every number of pages a warp from none to eight, windows that begin in a page.
+        let ladder: Vec<(usize, usize)> = (0..28).map(|i| (1, 1 + 17 * i)).collect();
+        for d in [64, 80, 96, 128, 20, 40, 136] {
+            add((8, 8, d), &ladder, None, true, 1);
+            add((8, 8, d), &ladder, Some(201), true, 0);
+        }
         // The prefill kernel knows steps of one token too; a window of one key is the query's own.
         add((8, 2, 32), &[(1, 130), (5, 5), (1, 1)], None, false, 2);
         add((4, 2, 20), &[(9, 40), (1, 40)], Some(1), false, 0);

@@ -248,12 +248,12 @@ const WARPS: usize = 4;
 const HEADS: usize = 8;
 const MAX_SPLITS: usize = 64;
 
-/// `DecodeTile::kSharedBytes`: each warp's ring of pages, or the place where warps and pieces meet.
+/// `DecodeTile::kSharedBytes`: each warp's slots for pages, or the place where warps and pieces meet.
 fn decode_shared_bytes(variant: &Variant) -> usize {
-    let stages = if variant.dim > 128 { 1 } else { 2 };
-    let ring = WARPS * stages * 2 * PAGE_SIZE * variant.row_bytes();
+    let slots = if variant.dim > 128 { 1 } else { 2 };
+    let slots = WARPS * slots * 2 * PAGE_SIZE * variant.row_bytes();
     let merge = (WARPS * HEADS * (variant.dim + 4 + 2) + MAX_SPLITS * HEADS + HEADS + 1) * 4;
-    ring.max(merge)
+    slots.max(merge)
 }
 
 /// Blocks side by side that one (sequence, piece) takes.
