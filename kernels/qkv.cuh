@@ -14,7 +14,7 @@ namespace engine {
 struct FusedArgs {
   LinearArgs linear;      // of q, k and v: y is q, n the features of all three
   const void* norm;       // [k] T, divided by a power of two, and behind it, 16-byte aligned, that power as an f32
-  const int* positions;   // [rows]
+  const int* positions;   // [components, rows]
   const float* inv_freq;  // [head_dim / 2]
   void* cache;            // [page][K|V][kv_heads][16][head_dim] T
   const int* slots;       // [rows], page * 16 + offset; negative: k and v are not stored
@@ -22,8 +22,9 @@ struct FusedArgs {
   int kv_heads;
   int head_dim;
   float eps;
+  int ends[2];  // frequencies from ends[i] on take component i + 1 of a position at least; ends and head_dim / 2 are even
 };
-static_assert(sizeof(FusedArgs) == 216, "size as in Rust");
+static_assert(sizeof(FusedArgs) == 224, "size as in Rust");
 
 // What a row's sums are multiplied by; `squares` is the sum over its k elements.
 template <typename T>
@@ -37,10 +38,11 @@ __device__ __forceinline__ float norm_factor(const FusedArgs& args, int k, float
 __device__ __forceinline__ void copy_turn(const FusedArgs& args, float4* turns, int rows, int vectors, int column) {
   const int index = threadIdx.x, row = index / vectors;
   if (row >= rows) return;
-  const int half = args.head_dim / 2, pair = (column + index % vectors * 4) / 2;
+  const int half = args.head_dim / 2, pair = (column + index % vectors * 4) / 2, first = pair % half;
   const uint32_t to = shared_address(turns + index);
-  cp_async<4>(to, args.positions + row);
-  cp_async<4>(to + 4, args.inv_freq + pair % half);
+  const int component = (first >= args.ends[0]) + (first >= args.ends[1]);
+  cp_async<4>(to, args.positions + component * rows + row);
+  cp_async<4>(to + 4, args.inv_freq + first);
   cp_async<4>(to + 8, args.inv_freq + (pair + 1) % half);
   cp_async<4>(to + 12, args.slots + row);
 }

@@ -143,6 +143,32 @@ fn batches_chunks_and_preemption_change_no_bit() {
     }
 }
 
+/// Text has equal components, so a decoder with M-RoPE's three gives the bits of the plain one.
+#[test]
+fn positions_of_three_components_change_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = data().join("idefics2-tiny");
+    for file in std::fs::read_dir(&model).unwrap().map(|f| f.unwrap().path()) {
+        std::fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let config = dir.path().join("config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    value["text_config"]["rope_scaling"] = serde_json::json!({"type": "mrope", "mrope_section": [2, 2, 3]});
+    std::fs::write(&config, value.to_string()).unwrap();
+    let all = cases("cases.json");
+    let answers = |model: String| -> Vec<Answer> {
+        let engine = Engine::open(EngineOptions { model, ..options("idefics2-tiny") }).unwrap();
+        let own = all.iter().filter(|c| c["model"] == "idefics2-tiny").take(4);
+        own.map(|c| engine.submit(&request(c)).unwrap().answer().unwrap()).collect()
+    };
+    let (plain, three) = (answers(model.display().to_string()), answers(dir.path().display().to_string()));
+    let bits = |a: &Answer| a.logprobs.iter().map(|l| (l.token_id, l.logprob.to_bits())).collect::<Vec<_>>();
+    for (a, b) in plain.iter().zip(&three) {
+        assert!(!a.logprobs.is_empty());
+        assert_eq!(bits(a), bits(b));
+    }
+}
+
 #[test]
 fn bf16_weights_agree_where_the_margin_is_clear() {
     let cases = cases("cases-bf16.json");

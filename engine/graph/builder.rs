@@ -5,9 +5,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::op::{Activation, Heads, Kind, Op, Type};
+use super::rotary::{self, Rotary};
 use super::shape::{Dim, Shape, Sym};
 use super::{Graph, Node, NodeId, State, StateId, Weight, WeightId, verify};
 use crate::{Error, Result};
@@ -186,10 +186,10 @@ impl Builder {
         self.push(name, Op::BroadcastRows { weight }, &[])
     }
 
-    /// Rotary embedding by half-rotation.
-    pub fn rope(&self, name: &str, x: NodeId, positions: NodeId, head_dim: usize, inv_freq: &Arc<[f32]>) -> NodeId {
+    /// Rotary embedding by half-rotation; `positions` are those of every row, see [`Rotary::positions`].
+    pub fn rope(&self, name: &str, x: NodeId, positions: NodeId, head_dim: usize, rotary: &Rotary) -> NodeId {
         let num_heads = self.width(x) / head_dim.max(1);
-        self.push(name, Op::Rope { num_heads, head_dim, inv_freq: inv_freq.clone() }, &[x, positions])
+        self.push(name, Op::Rope { num_heads, head_dim, rotary: rotary.clone() }, &[x, positions])
     }
 
     /// Bidirectional attention within segments.
@@ -220,13 +220,15 @@ impl Builder {
         self.push(name, Op::PagedAttention { cache, heads, window }, &inputs)
     }
 
-    /// The arrays that every decoder step has, in the order in which the executor gives them.
-    pub fn decoder_inputs(&self) -> DecoderInputs {
+    /// The arrays that every decoder step has, in the order in which the executor gives them. Positions have
+    /// `components` components: `[Tokens]`, or `[components, Tokens]`.
+    pub fn decoder_inputs(&self, components: usize) -> DecoderInputs {
+        let positions = rotary::positions(components, Sym::Tokens.into());
         let int = |name: &str, dims: &[Dim]| self.int_input(name, dims.iter().copied());
         DecoderInputs {
             token_ids: int("token_ids", &[Sym::Tokens.into()]),
             image_rows: int("image_rows", &[Sym::Tokens.into()]),
-            positions: int("positions", &[Sym::Tokens.into()]),
+            positions: int("positions", &positions),
             cu_seqlens_q: int("cu_seqlens_q", &[Dim::from(Sym::Seqs).plus(1)]),
             context_lens: int("context_lens", &[Sym::Seqs.into()]),
             block_table: int("block_table", &[Sym::Seqs.into(), Sym::Blocks.into()]),

@@ -174,17 +174,17 @@ fn qkv_rope(graph: &Graph, attention: &Node) -> Option<Paged> {
     let [k, v, slots] = *graph.nodes[write].inputs.as_slice() else { return None };
     let q = attention.inputs[0];
     let turned = |id: NodeId| match &graph.node(id).op {
-        Op::Rope { inv_freq, .. } if read_once(graph, id) => {
-            Some((graph.node(id).inputs[0], graph.node(id).inputs[1], inv_freq.clone()))
+        Op::Rope { rotary, .. } if read_once(graph, id) => {
+            Some((graph.node(id).inputs[0], graph.node(id).inputs[1], rotary.clone()))
         }
         _ => None,
     };
-    let ((q_linear, q_positions, inv_freq), (k_linear, k_positions, k_freq)) = (turned(q)?, turned(k)?);
+    let ((q_linear, q_positions, rotary), (k_linear, k_positions, k_rotary)) = (turned(q)?, turned(k)?);
     let (qkv, x) = qkv(graph, [q_linear, k_linear, v])?;
-    if q_positions != k_positions || inv_freq != k_freq || slots.0 >= q.0 {
+    if q_positions != k_positions || rotary != k_rotary || slots.0 >= q.0 {
         return None;
     }
-    let op = Op::QkvRope { norm: None, qkv, heads, inv_freq, cache };
+    let op = Op::QkvRope { norm: None, qkv, heads, rotary, cache };
     Some(Paged { q: q.0 as usize, write, op, inputs: vec![x, q_positions, slots] })
 }
 
@@ -240,7 +240,7 @@ fn drop_dead(graph: &Graph, taken: &[bool]) -> Graph {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Activation, Builder, Shape, Sym};
+    use super::super::{Activation, Builder, Rotary, Shape, Sym};
     use super::*;
 
     fn mlp(read_gate_twice: bool) -> Graph {
@@ -280,14 +280,14 @@ mod tests {
     /// A layer of a decoder and one of an encoder.
     fn layers() -> Graph {
         let b = Builder::new("g");
-        let step = b.decoder_inputs();
+        let rotary = Rotary::in_sections([1.0, 0.1, 0.01].into(), &[1, 2]).unwrap();
+        let step = b.decoder_inputs(rotary.components());
         let x = b.float_input("x", Shape::matrix(Sym::Tokens, 24));
         let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
-        let frequencies: std::sync::Arc<[f32]> = vec![1.0, 0.1, 0.01].into();
         let a = b.scope("self_attn");
         let [q, k, v] = [("q", 24), ("k", 12), ("v", 12)].map(|(name, n)| a.linear(name, x, n));
-        let q = a.rope("q_rope", q, step.positions, 6, &frequencies);
-        let k = a.rope("k_rope", k, step.positions, 6, &frequencies);
+        let q = a.rope("q_rope", q, step.positions, 6, &rotary);
+        let k = a.rope("k_rope", k, step.positions, 6, &rotary);
         let h = a.cached_attention("attention", [q, k, v], 0, &step, heads, None);
         let cu = b.int_input("cu", [super::super::Dim::from(Sym::Images).plus(1)]);
         let e = b.scope("encoder");
@@ -301,14 +301,14 @@ mod tests {
     /// Norms before q, k and v, before a gated layer and before the rows that a last layer reads.
     fn normed(read_norm_twice: bool) -> Graph {
         let b = Builder::new("g");
-        let step = b.decoder_inputs();
+        let step = b.decoder_inputs(1);
         let x = b.float_input("x", Shape::matrix(Sym::Tokens, 24));
         let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 6, scale: 0.4 };
-        let frequencies: std::sync::Arc<[f32]> = vec![1.0, 0.1, 0.01].into();
+        let rotary = Rotary::new([1.0, 0.1, 0.01].into());
         let h = b.rms_norm("norm1", x, 1e-5);
         let [q, k, v] = [("q", 24), ("k", 12), ("v", 12)].map(|(name, n)| b.linear(name, h, n));
-        let q = b.rope("q_rope", q, step.positions, 6, &frequencies);
-        let k = b.rope("k_rope", k, step.positions, 6, &frequencies);
+        let q = b.rope("q_rope", q, step.positions, 6, &rotary);
+        let k = b.rope("k_rope", k, step.positions, 6, &rotary);
         let h = b.cached_attention("attention", [q, k, v], 0, &step, heads, None);
         let x = b.add("sum", x, h);
         let h = b.rms_norm("norm2", x, 1e-6);

@@ -7,6 +7,7 @@ pub mod builder;
 pub mod fuse;
 pub mod op;
 pub mod plan;
+pub mod rotary;
 pub mod shape;
 pub mod verify;
 
@@ -15,6 +16,7 @@ use std::fmt;
 pub use builder::Builder;
 pub use op::{Activation, Arg, Cost, Heads, Kind, Norm, Op, Qkv, Type};
 pub use plan::{Layout, Plan};
+pub use rotary::Rotary;
 pub use shape::{Dim, Shape, Sizes, Sym};
 
 /// Index of a node.

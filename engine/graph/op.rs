@@ -4,8 +4,7 @@
 //! In: types of inputs. Out: type of the output, cost, expansion. Owns: what each operation means.
 //! Not here: how a backend does it.
 
-use std::sync::Arc;
-
+use super::rotary::Rotary;
 use super::shape::{Dim, Shape, Sizes, Sym};
 use super::{Graph, StateId, WeightId};
 
@@ -84,8 +83,9 @@ pub enum Op {
     BroadcastRows { weight: WeightId },
     /// `(a [A, d], cu_a [Images+1], b [B, d], cu_b [Images+1]) -> [ContextRows, d]`: for each segment the rows of `a`, then those of `b`.
     ConcatSegments,
-    /// `(x [T, heads * head_dim], positions [T]) -> same`: half-rotation rotary embedding.
-    Rope { num_heads: usize, head_dim: usize, inv_freq: Arc<[f32]> },
+    /// `(x [T, heads * head_dim], positions [T]) -> same`: half-rotation rotary embedding. With several components
+    /// positions are `[components, T]`.
+    Rope { num_heads: usize, head_dim: usize, rotary: Rotary },
     /// `(q [Q, h*d], k [K, hk*d], v [K, hk*d], cu_q [S+1], cu_k [S+1]) -> [Q, h*d]`: bidirectional within each segment.
     Attention(Heads),
     /// `(k [Tokens, hk*d], v, slot_mapping [Tokens]) -> ()`: writes a layer's KV pages.
@@ -107,8 +107,8 @@ pub enum Op {
     /// Fused: `(x [T, k], cu [S+1]) -> [T, h*d]`: q, k and v of x, and attention within each segment.
     SelfAttention { qkv: Qkv, heads: Heads },
     /// Fused: `(x [Tokens, k], positions [Tokens], slot_mapping [Tokens]) -> [Tokens, h*d]`: q, k and v of x or of its
-    /// norm, q and k turned by their positions, k and v written to the layer's pages; the result is q.
-    QkvRope { norm: Option<Norm>, qkv: Qkv, heads: Heads, inv_freq: Arc<[f32]>, cache: StateId },
+    /// norm, q and k turned by their positions (as `Rope`), k and v written to the layer's pages; the result is q.
+    QkvRope { norm: Option<Norm>, qkv: Qkv, heads: Heads, rotary: Rotary, cache: StateId },
 }
 
 /// An RMSNorm that an operation applies to its first input.
@@ -241,6 +241,14 @@ impl Op {
             Some(k) if graph.weight(norm.weight).shape == [k] => Ok(()),
             _ => Err(format!("norm of {:?} over {}", graph.weight(norm.weight).shape, inputs[0].shape)),
         };
+        // A pair a frequency, and positions, input 1, of every row.
+        let rotary_fits = |rotary: &Rotary, head_dim: usize| {
+            if rotary.inv_freq().len() * 2 != head_dim {
+                return Err(format!("{} frequencies for head_dim {head_dim}", rotary.inv_freq().len()));
+            }
+            let dims = rotary.positions(inputs[0].shape.rows());
+            want(1, Kind::Int, &dims.into_iter().map(Some).collect::<Vec<_>>())
+        };
         // The projections must fit the heads, and x them.
         let qkv_fits = |qkv: &Qkv, h: &Heads| {
             let widths = [h.num_heads, h.num_kv_heads, h.num_kv_heads].map(|n| n * h.head_dim);
@@ -263,14 +271,11 @@ impl Op {
                 want(1, Kind::Int, &[None])?;
                 float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
             }
-            Op::QkvRope { norm, qkv, heads, inv_freq, .. } => {
+            Op::QkvRope { norm, qkv, heads, rotary, .. } => {
                 count(3)?;
                 norm.iter().try_for_each(norm_fits)?;
-                want(1, Kind::Int, &[Some(inputs[0].shape.rows())])?;
+                rotary_fits(rotary, heads.head_dim)?;
                 want(2, Kind::Int, &[Some(inputs[0].shape.rows())])?;
-                if inv_freq.len() * 2 != heads.head_dim {
-                    return Err(format!("{} frequencies for head_dim {}", inv_freq.len(), heads.head_dim));
-                }
                 float(Shape::matrix(inputs[0].shape.rows(), qkv_fits(qkv, heads)?))
             }
             Op::Linear { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
@@ -358,13 +363,10 @@ impl Op {
                 want(3, Kind::Int, &[None])?;
                 float(Shape::new([Sym::ContextRows.into(), inputs[0].shape.0[1]]))
             }
-            Op::Rope { num_heads, head_dim, inv_freq } => {
+            Op::Rope { num_heads, head_dim, rotary } => {
                 count(2)?;
                 want(0, Kind::Float, &[None, Some((num_heads * head_dim).into())])?;
-                want(1, Kind::Int, &[Some(inputs[0].shape.rows())])?;
-                if inv_freq.len() * 2 != *head_dim {
-                    return Err(format!("{} frequencies for head_dim {head_dim}", inv_freq.len()));
-                }
+                rotary_fits(rotary, *head_dim)?;
                 float(inputs[0].shape.clone())
             }
             Op::Attention(h) => {
@@ -455,11 +457,11 @@ impl Op {
                 let args = vec![Arg::Step(0), Arg::Step(1), Arg::Step(2), cu, cu];
                 Some(vec![qkv.linear(0, x), qkv.linear(1, x), qkv.linear(2, x), (Op::Attention(*heads), args)])
             }
-            Op::QkvRope { norm, qkv, heads, inv_freq, cache } => {
+            Op::QkvRope { norm, qkv, heads, rotary, cache } => {
                 let (mut steps, x) = start(norm);
                 let at = |i: usize| Arg::Step(norm.iter().len() + i);
                 let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
-                let rope = |num_heads| Op::Rope { num_heads, head_dim, inv_freq: inv_freq.clone() };
+                let rope = |num_heads| Op::Rope { num_heads, head_dim, rotary: rotary.clone() };
                 let write = Op::KvWrite { cache: *cache, num_kv_heads, head_dim };
                 steps.extend([
                     qkv.linear(1, x),

@@ -2,10 +2,8 @@
 //!
 //! In: a builder at the layer's path, sizes. Out: nodes. Not here: what only one family does.
 
-use std::sync::Arc;
-
 use crate::graph::builder::DecoderInputs;
-use crate::graph::{Activation, Builder, Heads, NodeId};
+use crate::graph::{Activation, Builder, Heads, NodeId, Rotary};
 
 /// Sizes of a pre-norm transformer encoder layer with biases (CLIP, SigLIP).
 #[derive(Debug, Clone)]
@@ -58,7 +56,7 @@ pub struct LlamaLayer {
     pub heads: Heads,
     pub activation: Activation,
     pub eps: f32,
-    pub inv_freq: Arc<[f32]>,
+    pub rotary: Rotary,
     pub sliding_window: Option<usize>,
 }
 
@@ -71,8 +69,8 @@ impl LlamaLayer {
         let q = a.linear("q_proj", h, num_heads * head_dim);
         let k = a.linear("k_proj", h, num_kv_heads * head_dim);
         let v = a.linear("v_proj", h, num_kv_heads * head_dim);
-        let q = a.rope("q_rope", q, step.positions, head_dim, &self.inv_freq);
-        let k = a.rope("k_rope", k, step.positions, head_dim, &self.inv_freq);
+        let q = a.rope("q_rope", q, step.positions, head_dim, &self.rotary);
+        let k = a.rope("k_rope", k, step.positions, head_dim, &self.rotary);
         let h = a.cached_attention("attention", [q, k, v], index, step, self.heads, self.sliding_window);
         let h = a.linear("o_proj", h, self.hidden_size);
         let x = b.add("attention_residual", x, h);

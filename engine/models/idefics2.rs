@@ -3,7 +3,7 @@
 //! Source: transformers 5.23 `models/idefics2` (modeling, image_processing_pil, processing).
 
 use super::blocks::{LlamaLayer, VisionLayer, gated_mlp};
-use super::positions::{bucketed_patch_positions, inv_freq};
+use super::positions::{bucketed_patch_positions, rotary};
 use super::{Array, Configs, EncoderBatch, Family, TextLimits, Tile};
 use crate::checkpoint::config::Section;
 use crate::checkpoint::rope::RopeParameters;
@@ -77,7 +77,7 @@ pub fn open(configs: &Configs) -> Result<Box<dyn Family>> {
         heads,
         activation: activation(&t, "silu")?,
         eps: rms_norm_eps as f32,
-        inv_freq: inv_freq(&RopeParameters::read(&t, 10_000.0)?, heads.head_dim)?,
+        rotary: rotary(&RopeParameters::read(&t, 10_000.0)?, heads.head_dim)?,
         // A written null switches the window off; a missing key is the class default.
         sliding_window: if t.has("sliding_window") { t.size_if_present("sliding_window")? } else { Some(4096) },
     };
@@ -87,6 +87,7 @@ pub fn open(configs: &Configs) -> Result<Box<dyn Family>> {
         num_layers: t.size_or("num_hidden_layers", 32)?,
         kv_elements: 2 * heads.num_kv_heads * heads.head_dim,
         max_positions: t.size_or("max_position_embeddings", 4096 * 8)?,
+        position_components: text.rotary.components(),
     };
 
     // The hub's perceiver section may lack these two; transformers then copies them from the text model.
@@ -242,7 +243,7 @@ impl Family for Idefics2 {
 
     fn decoder(&self) -> Result<Graph> {
         let b = Builder::new("decoder");
-        let step = b.decoder_inputs();
+        let step = b.decoder_inputs(self.limits.position_components);
         let m = b.scope("model.text_model");
         let TextLimits { vocab_size, hidden_size, num_layers, .. } = self.limits;
         let slab = b.slab(hidden_size);

@@ -83,6 +83,8 @@ pub struct TextLimits {
     pub kv_elements: usize,
     /// Longest sequence the positions allow.
     pub max_positions: usize,
+    /// Components of a token's position: 1, or 3 (time, height, width).
+    pub position_components: usize,
 }
 
 /// Arrays of an encoder run, in the order of the encoder graph's inputs.

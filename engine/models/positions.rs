@@ -5,7 +5,33 @@
 use std::sync::Arc;
 
 use crate::checkpoint::rope::{RopeParameters, RopeScaling};
+use crate::graph::Rotary;
 use crate::{Error, Result};
+
+/// Rotary embedding of a decoder; with `mrope_section` its frequencies lie in sections, each of which takes a component
+/// of (time, height, width). Source: transformers `Qwen2VLRotaryEmbedding`.
+pub fn rotary(rope: &RopeParameters, head_dim: usize) -> Result<Rotary> {
+    let inv_freq = inv_freq(rope, head_dim)?;
+    let Some(sections) = &rope.mrope_section else { return Ok(Rotary::new(inv_freq)) };
+    let pairs = inv_freq.len();
+    Rotary::in_sections(inv_freq, sections).ok_or_else(|| {
+        Error::Config(format!("mrope_section {sections:?}: expected a sum of {pairs}, half of head_dim {head_dim}"))
+    })
+}
+
+/// Rotary embedding of patches on a grid: half the frequencies take the row, half the column, and each half is that of a
+/// head of half the size. Source: transformers `Qwen2VLVisionRotaryEmbedding`.
+pub fn grid_rotary(rope_theta: f64, head_dim: usize) -> Result<Rotary> {
+    let of_four = || Error::Unsupported(format!("rotary embedding on a grid: head_dim {head_dim}, not of four parts"));
+    if !head_dim.is_multiple_of(4) {
+        return Err(of_four());
+    }
+    let rope =
+        RopeParameters { rope_theta, partial_rotary_factor: 1.0, scaling: RopeScaling::None, mrope_section: None };
+    let axis = inv_freq(&rope, head_dim / 2)?;
+    let both: Arc<[f32]> = axis.iter().chain(&*axis).copied().collect();
+    Rotary::in_sections(both, &[axis.len(); 2]).ok_or_else(of_four)
+}
 
 /// Rotary frequencies `[head_dim / 2]`: `theta^(-2i / head_dim)`, scaled as `rope_type` says.
 /// Source: transformers `modeling_rope_utils.py`. Computed in f32 steps as there.

@@ -180,7 +180,7 @@ impl Capacity {
                 encoder_rows: slab_rows,
                 max_encode_work: max_patches,
                 prefix_caching: !options.no_prefix_caching,
-                position_components: 1,
+                position_components: limits.position_components,
                 block_table_stride: executor.max_blocks,
             },
             table,

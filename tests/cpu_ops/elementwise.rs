@@ -7,7 +7,7 @@ use engine::backend::cpu::gather::{
 };
 use engine::backend::cpu::logits::{argmax, log_softmax, log_sum_exp};
 use engine::backend::cpu::norms::{layer_norm, rms_norm};
-use engine::backend::cpu::rope::rope;
+use engine::backend::cpu::rope::{Angles, rope};
 use engine::backend::cpu::{Matrix, WeightData};
 use engine::graph::Activation;
 use half::{bf16, f16};
@@ -172,7 +172,8 @@ fn rope_rotates_pairs() {
         let positions = [0, 1, 7, 4095, 100_000, 7];
         let x = r.normals(positions.len() * heads * dim);
         let mut y = x.clone();
-        rope(&mut y, &positions, heads, dim, &inv, 1.5).expect("fits");
+        let angles = Angles { positions: &positions, components: 1, inv_freq: &inv, component: &[], scaling: 1.5 };
+        rope(&mut y, &angles, heads, dim).expect("fits");
         let mut want = vec![];
         for (t, p) in positions.iter().enumerate() {
             for h in 0..heads {
@@ -195,8 +196,15 @@ fn rope_rotates_pairs() {
         assert!(worst(&y, &want, 1.0) < 1e-6, "heads {heads}, dim {dim}");
         assert_eq!(bits(&y[heads * dim * 2..heads * dim * 3]).len(), heads * dim);
     }
-    assert!(rope(&mut [0.0; 4], &[0], 1, 4, &[1.0; 3], 1.0).is_err());
-    assert!(rope(&mut [0.0; 4], &[0, 1], 1, 4, &[1.0; 2], 1.0).is_err());
+    // One token of one head of four elements: two frequencies, a position or several components of one.
+    let refused = |positions: &[i32], components, pairs, component: &[i32]| {
+        let angles = Angles { positions, components, inv_freq: &[1.0; 3][..pairs], component, scaling: 1.0 };
+        rope(&mut [0.0; 4], &angles, 1, 4).is_err()
+    };
+    assert!(!refused(&[0], 1, 2, &[]) && !refused(&[0, 1, 2], 3, 2, &[0, 2]));
+    assert!(refused(&[0], 1, 3, &[]) && refused(&[0, 1], 1, 2, &[]) && refused(&[0, 1, 2], 2, 2, &[0, 1]));
+    assert!(refused(&[0, 1], 2, 2, &[]) && refused(&[0, 1], 2, 2, &[0]));
+    assert!(refused(&[0, 1], 2, 2, &[0, 2]) && refused(&[0, 1], 2, 2, &[0, -1]));
 }
 
 #[test]

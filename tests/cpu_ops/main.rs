@@ -5,3 +5,4 @@ mod attention;
 mod common;
 mod elementwise;
 mod matmul;
+mod rotary;

@@ -6,10 +6,11 @@ use engine::backend::cpu::kv_cache::{KvDataMut, KvShape, kv_write};
 use engine::backend::cpu::matmul;
 use engine::backend::cpu::matrix::{Matrix, WeightData};
 use engine::backend::cpu::norms::rms_norm;
-use engine::backend::cpu::rope::rope;
-use engine::backend::cuda::ops::fused::{InputNorm, QkvOutput};
+use engine::backend::cpu::rope::{Angles, rope};
+use engine::backend::cuda::ops::fused::{InputNorm, QkvOutput, section_ends};
 use engine::backend::cuda::ops::linear::{Linear, Work as SplitMemory};
 use engine::backend::cuda::pack;
+use engine::graph::Rotary;
 use engine::graph::builder::PAGE_SIZE;
 use engine::tensor::DType;
 
@@ -30,16 +31,19 @@ struct Row {
     k: usize,
     norm: bool,
     bias: bool,
+    /// Frequencies that take each component of a position; none: there is one component.
+    sections: &'static [usize],
     /// Standard deviation of x.
     spread: f32,
 }
 
 impl Row {
     fn case(self, what: &str) -> Case {
-        let Row { dtype, tokens: (live, tokens), heads: (h, hk, d), k, norm, bias, spread } = self;
+        let Row { dtype, tokens: (live, tokens), heads: (h, hk, d), k, norm, bias, sections, spread } = self;
         let (norm, bias) = (if norm { "norm, " } else { "" }, if bias { " and bias" } else { "" });
+        let parts = if sections.is_empty() { String::new() } else { format!(", sections {sections:?}") };
         let name = format!(
-            "{} {what}{norm}{live} of [{tokens}, {k}] by {spread}, {h} heads of {d} and {hk} KV heads{bias}",
+            "{} {what}{norm}{live} of [{tokens}, {k}] by {spread}, {h} heads of {d} and {hk} KV heads{bias}{parts}",
             dtype.name()
         );
         Case::new(name, move |gpu| build(gpu, self)).sized(self.work())
@@ -63,7 +67,7 @@ fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for dtype in FLOATS {
         for (norm, most) in [(true, 8), (false, 16)] {
-            let row = |tokens, heads, k| Row { dtype, tokens, heads, k, norm, bias: false, spread: 1.0 };
+            let row = |tokens, heads, k| Row { dtype, tokens, heads, k, norm, bias: false, sections: &[], spread: 1.0 };
             for (tokens, heads, k) in [
                 ((1, 1), (4, 2, 64), 100),
                 ((2, 2), (2, 1, 96), 65),
@@ -83,6 +87,15 @@ fn cases() -> Vec<Case> {
                 all.push(row(tokens, heads, k).case(""));
                 all.push(Row { bias: true, ..row(tokens, heads, k + 1) }.case(""));
             }
+            // Two and three components; an empty section; sections that end within a block's columns.
+            for (tokens, heads, sections) in [
+                ((5, 7), (4, 2, 128), [16, 24, 24].as_slice()),
+                ((most, most), (3, 1, 20), &[2, 4, 4]),
+                ((3, 4), (2, 2, 64), &[20, 0, 12]),
+                ((2, 2), (2, 1, 96), &[22, 26]),
+            ] {
+                all.push(Row { sections, ..row(tokens, heads, 72) }.case(""));
+            }
             if norm {
                 all.push(Row { spread: 15000.0, ..row((4, 4), (2, 1, 64), 1000) }.case(""));
             }
@@ -93,14 +106,15 @@ fn cases() -> Vec<Case> {
 
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
-    for (model, heads, k, bias) in [
-        ("Llama-3.1-8B, Mistral-7B ", (32, 8, 128), 4096, false),
-        ("Qwen2-VL-7B ", (28, 4, 128), 3584, true),
-        ("SmolVLM-256M ", (9, 3, 64), 576, false),
+    for (model, heads, k, bias, sections) in [
+        ("Llama-3.1-8B, Mistral-7B ", (32, 8, 128), 4096, false, [].as_slice()),
+        ("Qwen2-VL-7B ", (28, 4, 128), 3584, true, &[16, 24, 24]),
+        ("SmolVLM-256M ", (9, 3, 64), 576, false, &[]),
     ] {
         for tokens in [1, 4, 8, 16] {
             let (dtype, norm) = (DType::Bf16, tokens <= 8);
-            all.push(Row { dtype, tokens: (tokens, tokens), heads, k, norm, bias, spread: 1.0 }.case(model));
+            let tokens = (tokens, tokens);
+            all.push(Row { dtype, tokens, heads, k, norm, bias, sections, spread: 1.0 }.case(model));
         }
     }
     all
@@ -127,8 +141,14 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
     let count = gpu.count(live)?;
     let memory = split_memory(gpu, tokens, n, k)?;
 
-    let positions: Vec<i32> = (0..live).map(|i| if i == 0 { 100_003 } else { numbers.below(5000) as i32 }).collect();
+    let components = row.sections.len().max(1);
+    let position = |i| if i == 0 { 100_003 } else { numbers.below(5000) as i32 };
+    let positions: Vec<i32> = (0..components * live).map(position).collect();
     let inv_freq: Vec<f32> = (0..head_dim / 2).map(|i| 10000f32.powf(-(i as f32) / (head_dim / 2) as f32)).collect();
+    let rotary = match row.sections {
+        [] => Rotary::new(inv_freq.as_slice().into()),
+        sections => Rotary::in_sections(inv_freq.as_slice().into(), sections).expect("half of a head"),
+    };
     // Every token but one has a slot, out of order.
     let pages = live.div_ceil(PAGE_SIZE) + 1;
     let slots: Vec<i32> = (0..live).map(|t| if t == 1 { -1 } else { (pages * PAGE_SIZE - 1 - t) as i32 }).collect();
@@ -136,7 +156,7 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
     let before = numbers.normals(dtype, pages * shape.page_elements(), 1.0);
     let cache = gpu.output_with_stride(dtype, 1, 1, before.len(), before.len())?;
     cache.slice().copy_from_host(&gpu.stream, &encode(dtype, &before))?;
-    let (dpositions, dslots) = (gpu.ints_in(&positions, tokens)?, gpu.ints_in(&slots, tokens)?);
+    let (dpositions, dslots) = (gpu.ints_in(&positions, components * tokens)?, gpu.ints_in(&slots, tokens)?);
     let dfreq = gpu.vector(&inv_freq)?;
 
     let op = Linear {
@@ -163,6 +183,8 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
         head_dim,
         positions: dpositions.all(),
         inv_freq: dfreq.all(),
+        components,
+        ends: section_ends(&rotary).expect("even sections"),
         cache: cache.slice(),
         slot_mapping: dslots.all(),
     };
@@ -183,8 +205,15 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
                 matmul::linear(y, &input, live, &w, own.map(|(own, _)| own))?;
             }
         }
-        rope(&mut all[0], &positions, heads, head_dim, &inv_freq, 1.0)?;
-        rope(&mut all[1], &positions, kv_heads, head_dim, &inv_freq, 1.0)?;
+        let angles = Angles {
+            positions: &positions,
+            components,
+            inv_freq: rotary.inv_freq(),
+            component: rotary.component(),
+            scaling: 1.0,
+        };
+        rope(&mut all[0], &angles, heads, head_dim)?;
+        rope(&mut all[1], &angles, kv_heads, head_dim)?;
         Ok(all)
     });
     let limits = |elements| limits(dtype, dtype, elements);

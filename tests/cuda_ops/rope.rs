@@ -3,7 +3,7 @@
 
 use engine::Result;
 use engine::backend::cpu::kv_cache::{KvDataMut, KvShape, kv_write};
-use engine::backend::cpu::rope::rope;
+use engine::backend::cpu::rope::{self, rope};
 use engine::backend::cuda::ops::rope::{Angles, Rope, RopeKeys};
 use engine::graph::builder::PAGE_SIZE;
 use engine::tensor::DType;
@@ -97,7 +97,14 @@ impl Turn {
     /// `x` is `[tokens, heads, head_dim]`.
     fn apply(&self, x: &mut [f32], heads: usize, head_dim: usize) -> Result<()> {
         if self.axes == 1 {
-            return rope(x, &self.positions, heads, head_dim, &self.inv_freq, self.scaling);
+            let angles = rope::Angles {
+                positions: &self.positions,
+                components: 1,
+                inv_freq: &self.inv_freq,
+                component: &[],
+                scaling: self.scaling,
+            };
+            return rope(x, &angles, heads, head_dim);
         }
         let (tokens, half) = (self.positions.len() / self.axes, self.inv_freq.len());
         for (t, x) in x.chunks_exact_mut(heads * head_dim).enumerate() {

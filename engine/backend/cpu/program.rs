@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 
 use super::attention::PagedKv;
 use super::kv_cache::{KvData, KvDataMut, KvShape};
+use super::rope::Angles;
 use super::{Matrix, WeightData, activations, attention, elementwise, gather, kv_cache, matmul, norms, rope};
 use crate::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
 use crate::graph::builder::PAGE_SIZE;
@@ -345,9 +346,15 @@ impl<'a> Run<'a> {
                 let (a, cu_a, b, cu_b) = (self.float(x[0])?, self.int(x[1])?, self.float(x[2])?, self.int(x[3])?);
                 gather::concat_segments(self.out(id)?, a, cu_a, b, cu_b, self.cols(id))
             }
-            Op::Rope { num_heads, head_dim, inv_freq } => {
-                let positions = self.int(x[1])?;
-                rope::rope(self.out_from_first(node, id)?, positions, *num_heads, *head_dim, inv_freq, 1.0)
+            Op::Rope { num_heads, head_dim, rotary } => {
+                let angles = Angles {
+                    positions: self.int(x[1])?,
+                    components: rotary.components(),
+                    inv_freq: rotary.inv_freq(),
+                    component: rotary.component(),
+                    scaling: 1.0,
+                };
+                rope::rope(self.out_from_first(node, id)?, &angles, *num_heads, *head_dim)
             }
             Op::Attention(heads) => {
                 let (q, k, v) = (self.float(x[0])?, self.float(x[1])?, self.float(x[2])?);

@@ -9,7 +9,7 @@ use super::backend::Shared;
 use super::ops::Rows;
 use super::ops::attention::Attention;
 use super::ops::elementwise::{Elementwise, ElementwiseOp};
-use super::ops::fused::{InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
+use super::ops::fused::{self, InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
 use super::ops::kv_write::KvWrite;
 use super::ops::layernorm::LayerNorm;
 use super::ops::linear::{GatedLinear, Linear};
@@ -22,7 +22,7 @@ use super::staging::{Staging, StagingLayout};
 use super::upload::{Form, Use, Weights};
 use super::{DeviceBuffer, DeviceSlice, Launch};
 use crate::backend::Bucket;
-use crate::graph::{Activation, Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Qkv, StateId, WeightId};
+use crate::graph::{Activation, Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Qkv, Rotary, StateId, WeightId};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -152,16 +152,17 @@ impl<'a> Lowering<'a> {
         self.plan.graph.weight(id).shape.iter().skip(1).product()
     }
 
-    /// What a layer reads of its input where it applies a norm first: with few rows the input and the norm, with many
-    /// the norm's result, which a launch in `before` leaves in work memory.
+    /// What a layer reads of its input where it applies a norm first: with few rows the input and the norm, if its kernel
+    /// `takes` one; otherwise the norm's result, which a launch in `before` leaves in work memory.
     fn normed(
         &self,
         input: Value<'a>,
         norm: Option<&Norm>,
+        takes: bool,
         before: &mut Vec<Launch>,
     ) -> Result<(Value<'a>, Option<InputNorm<'a>>)> {
         let Some(norm) = norm else { return Ok((input, None)) };
-        if input.rows <= NORM_ROWS {
+        if takes && input.rows <= NORM_ROWS {
             let weight = self.weights.slice(Use::of(Form::Norm, norm.weight))?;
             return Ok((input, Some(InputNorm { weight, eps: norm.eps })));
         }
@@ -269,15 +270,17 @@ impl<'a> Lowering<'a> {
 
     /// q, k and v of a decoder's attention, turned, k and v in their pages: in as few launches as the rows allow.
     fn qkv_rope(&self, node: &Node, id: NodeId) -> Result<Vec<Launch>> {
-        let Op::QkvRope { norm, qkv, heads, inv_freq, cache } = &node.op else {
+        let Op::QkvRope { norm, qkv, heads, rotary, cache } = &node.op else {
             return Err(Error::Internal("not q, k and v".into()));
         };
         let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
         let forms = [Form::PackedQkv { head_dim }, Form::VectorQkv { head_dim }];
         let (positions, slot_mapping) = (node.inputs[1], self.ints(node.inputs[2])?);
         let mut launches = Vec::new();
-        let (input, norm) = self.normed(self.value(node.inputs[0])?, norm.as_ref(), &mut launches)?;
-        if input.rows > QKV_ROWS {
+        let input = self.value(node.inputs[0])?;
+        let ends = fused::section_ends(rotary).filter(|_| input.rows <= QKV_ROWS);
+        let (input, norm) = self.normed(input, norm.as_ref(), ends.is_some(), &mut launches)?;
+        let Some(ends) = ends else {
             let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms)?;
             let keys = RopeKeys {
                 k: k.slice,
@@ -288,10 +291,10 @@ impl<'a> Lowering<'a> {
                 cache: self.state(*cache),
                 slot_mapping,
             };
-            let rope = self.rope(id, q, positions, num_heads, head_dim, inv_freq, Some(keys))?;
+            let rope = self.rope(id, q, positions, num_heads, head_dim, rotary, Some(keys))?;
             launches.extend([project, rope]);
             return Ok(launches);
-        }
+        };
         let q = self.value(id)?;
         let op = Linear {
             dtype: self.shared.dtype,
@@ -315,7 +318,9 @@ impl<'a> Lowering<'a> {
             kv_heads: num_kv_heads,
             head_dim,
             positions: self.ints(positions)?,
-            inv_freq: self.scratch.table(inv_freq)?,
+            inv_freq: self.scratch.table(rotary)?.inv_freq,
+            components: rotary.components(),
+            ends,
             cache: self.state(*cache),
             slot_mapping,
         };
@@ -357,10 +362,10 @@ impl<'a> Lowering<'a> {
         positions: NodeId,
         heads: usize,
         head_dim: usize,
-        inv_freq: &Arc<[f32]>,
+        rotary: &Rotary,
         keys: Option<RopeKeys<'a>>,
     ) -> Result<Launch> {
-        let y = self.value(id)?;
+        let (y, table) = (self.value(id)?, self.scratch.table(rotary)?);
         let op = Rope {
             dtype: self.shared.dtype,
             x: x.slice,
@@ -371,10 +376,10 @@ impl<'a> Lowering<'a> {
             head_dim,
             angles: Angles {
                 positions: self.ints(positions)?,
-                inv_freq: self.scratch.table(inv_freq)?,
-                frequencies: inv_freq.len(),
-                axes: 1,
-                axis: None,
+                inv_freq: table.inv_freq,
+                frequencies: rotary.inv_freq().len(),
+                axes: rotary.components(),
+                axis: table.component,
                 scaling: 1.0,
             },
             tokens: y.rows,
@@ -441,7 +446,7 @@ impl<'a> Lowering<'a> {
                 if *gathered && !self.bucket.decode {
                     input = self.gathered(input, x[1], &mut launches)?;
                 }
-                let (input, norm) = self.normed(input, Some(norm), &mut launches)?;
+                let (input, norm) = self.normed(input, Some(norm), true, &mut launches)?;
                 launches.push(self.linear_layer(id, input, norm, (*weight, *bias), None, None)?);
                 Ok(launches)
             }
@@ -452,7 +457,7 @@ impl<'a> Lowering<'a> {
             Op::QkvRope { .. } => self.qkv_rope(node, id),
             Op::GatedLinear { gate, up, activation, norm } => {
                 let mut launches = Vec::new();
-                let (input, norm) = self.normed(self.value(x[0])?, norm.as_ref(), &mut launches)?;
+                let (input, norm) = self.normed(self.value(x[0])?, norm.as_ref(), true, &mut launches)?;
                 let y = self.value(id)?;
                 let op = GatedLinear {
                     dtype,
@@ -530,8 +535,8 @@ impl<'a> Lowering<'a> {
                 let Rows { slice, stride } = self.slab(*slab);
                 Ok(vec![self.move_rows_to(Value { slice, stride, ..x }, RowMove::Scatter { x: x.matrix(), index })?])
             }
-            Op::Rope { num_heads, head_dim, inv_freq } => {
-                Ok(vec![self.rope(id, self.value(x[0])?, x[1], *num_heads, *head_dim, inv_freq, None)?])
+            Op::Rope { num_heads, head_dim, rotary } => {
+                Ok(vec![self.rope(id, self.value(x[0])?, x[1], *num_heads, *head_dim, rotary, None)?])
             }
             Op::Attention(heads) => {
                 let qkv = [self.value(x[0])?, self.value(x[1])?, self.value(x[2])?];

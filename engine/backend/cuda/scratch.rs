@@ -3,15 +3,13 @@
 //! In: a plan, its buckets. Out: device memory for the most demanding launch; launches run one after another, so one
 //! block serves them all. Owns: that memory. Not here: how much a launch needs (`ops/`).
 
-use std::sync::Arc;
-
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
-use super::ops::fused::NORM_ROWS;
+use super::ops::fused::{NORM_ROWS, section_ends};
 use super::ops::linear::{self, Work, WorkBytes};
 use super::ops::paged_attention;
 use crate::backend::Bucket;
-use crate::graph::{Graph, Op, Plan, Qkv, WeightId};
+use crate::graph::{Graph, Op, Plan, Qkv, Rotary, WeightId};
 use crate::{Error, Result};
 
 const ALIGN: usize = 256;
@@ -36,7 +34,7 @@ impl ScratchBytes {
         let graph = &plan.graph;
         let matrix = |w: &WeightId| (graph.weight(*w).shape[0], graph.weight(*w).shape[1..].iter().product::<usize>());
         let qkv = |q: &Qkv| (q.weights.iter().map(|w| matrix(w).0).sum::<usize>(), matrix(&q.weights[0]).1);
-        let mut all = ScratchBytes { constants: tables(graph).map(|t| table_bytes(t)).sum(), ..Default::default() };
+        let mut all = ScratchBytes { constants: tables(graph).map(table_bytes).sum(), ..Default::default() };
         for node in &graph.nodes {
             if let Op::PagedAttention { heads, .. } = &node.op {
                 let table = &graph.node(node.inputs[1]).ty.shape.0;
@@ -51,7 +49,8 @@ impl ScratchBytes {
             {
                 let rows = node.ty.shape.rows().eval(&plan.bucket);
                 let bytes = rows * plan.layout.stride(matrix(&norm.weight).0) * plan.layout.float_bytes;
-                if rows > NORM_ROWS {
+                let apart = matches!(&node.op, Op::QkvRope { rotary, .. } if section_ends(rotary).is_none());
+                if rows > NORM_ROWS || apart {
                     all.normed = all.normed.max(bytes.next_multiple_of(ALIGN));
                 }
                 if let Op::NormLinear { gathered: true, .. } = &node.op {
@@ -90,13 +89,13 @@ impl ScratchBytes {
     }
 }
 
-/// Tables of frequencies, those of equal nodes again and again.
-fn tables(graph: &Graph) -> impl Iterator<Item = &Arc<[f32]>> {
+/// Tables of rotary embeddings, one of each.
+fn tables(graph: &Graph) -> impl Iterator<Item = &Rotary> {
     let table = |op| match op {
-        &Op::Rope { ref inv_freq, .. } | &Op::QkvRope { ref inv_freq, .. } => Some(inv_freq),
+        &Op::Rope { ref rotary, .. } | &Op::QkvRope { ref rotary, .. } => Some(rotary),
         _ => None,
     };
-    let mut seen: Vec<&Arc<[f32]>> = Vec::new();
+    let mut seen: Vec<&Rotary> = Vec::new();
     graph.nodes.iter().filter_map(move |n| table(&n.op)).filter(move |t| {
         let new = !seen.contains(t);
         if new {
@@ -106,8 +105,17 @@ fn tables(graph: &Graph) -> impl Iterator<Item = &Arc<[f32]>> {
     })
 }
 
-fn table_bytes(table: &[f32]) -> usize {
-    (table.len() * 4).next_multiple_of(ALIGN)
+/// Frequencies, then the component of each where there are several.
+fn table_bytes(table: &Rotary) -> usize {
+    [table.inv_freq().len(), table.component().len()].map(|n| (n * 4).next_multiple_of(ALIGN)).iter().sum()
+}
+
+/// A rotary embedding in device memory.
+pub struct RotaryTable<'a> {
+    /// `[frequencies]` f32.
+    pub inv_freq: DeviceSlice<'a>,
+    /// `[frequencies]` i32; none where there is one component.
+    pub component: Option<DeviceSlice<'a>>,
 }
 
 /// The memory.
@@ -119,7 +127,7 @@ pub struct Scratch {
     gathered: DeviceBuffer,
     constants: DeviceBuffer,
     /// Bytes from the start of `constants`.
-    tables: Vec<(Arc<[f32]>, usize)>,
+    tables: Vec<(Rotary, usize)>,
 }
 
 impl Scratch {
@@ -146,8 +154,11 @@ impl Scratch {
         // Every launch leaves its counters at zero.
         scratch.arrived.all().fill(&shared.stream, 0)?;
         for (table, start) in &scratch.tables {
-            let bytes = bytemuck::cast_slice::<f32, u8>(table);
-            scratch.constants.slice(*start, bytes.len())?.copy_from_host(&shared.stream, bytes)?;
+            let RotaryTable { inv_freq, component } = scratch.table_at(table, *start)?;
+            inv_freq.copy_from_host(&shared.stream, bytemuck::cast_slice(table.inv_freq()))?;
+            if let Some(component) = component {
+                component.copy_from_host(&shared.stream, bytemuck::cast_slice(table.component()))?;
+            }
         }
         Ok(scratch)
     }
@@ -171,10 +182,19 @@ impl Scratch {
         &self.gathered
     }
 
-    /// A table of frequencies.
-    pub fn table(&self, table: &Arc<[f32]>) -> Result<DeviceSlice<'_>> {
+    /// The tables of a rotary embedding.
+    pub fn table(&self, table: &Rotary) -> Result<RotaryTable<'_>> {
         let start = self.tables.iter().find(|(t, _)| t == table).map(|(_, start)| *start);
-        let start = start.ok_or_else(|| Error::Internal("a table that was not uploaded".into()))?;
-        self.constants.slice(start, table.len() * 4)
+        self.table_at(table, start.ok_or_else(|| Error::Internal("a table that was not uploaded".into()))?)
+    }
+
+    fn table_at(&self, table: &Rotary, start: usize) -> Result<RotaryTable<'_>> {
+        let bytes = table.inv_freq().len() * 4;
+        let inv_freq = self.constants.slice(start, bytes)?;
+        let component = match table.component() {
+            [] => None,
+            _ => Some(self.constants.slice(start + bytes.next_multiple_of(ALIGN), bytes)?),
+        };
+        Ok(RotaryTable { inv_freq, component })
     }
 }

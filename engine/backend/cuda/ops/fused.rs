@@ -8,6 +8,7 @@
 use super::linear::{GATED, GatedLinear, Linear, LinearArgs};
 pub use super::linear_choice::{NORM_ROWS, QKV_ROWS};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack};
+use crate::graph::Rotary;
 use crate::graph::builder::PAGE_SIZE;
 use crate::{Error, Result};
 
@@ -25,8 +26,9 @@ struct FusedArgs {
     kv_heads: i32,
     head_dim: i32,
     eps: f32,
+    ends: [i32; 2],
 }
-const _: () = assert!(size_of::<FusedArgs>() == 216);
+const _: () = assert!(size_of::<FusedArgs>() == 224);
 
 /// The RMSNorm of a layer's input.
 #[derive(Clone, Copy)]
@@ -42,14 +44,27 @@ pub struct QkvOutput<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// `[tokens]` i32.
+    /// `[components, tokens of the batch]` i32.
     pub positions: DeviceSlice<'a>,
     /// `[head_dim / 2]` f32.
     pub inv_freq: DeviceSlice<'a>,
+    /// Of a position, up to three.
+    pub components: usize,
+    /// As [`section_ends`] gives them.
+    pub ends: [usize; 2],
     /// `[pages][K|V][kv_heads][PAGE_SIZE][head_dim]`.
     pub cache: DeviceSlice<'a>,
     /// `[tokens]` i32: page * PAGE_SIZE + offset; of a negative one k and v are not written.
     pub slot_mapping: DeviceSlice<'a>,
+}
+
+/// Where the sections of frequencies end that take components 0 and 1 of a position. `None` where the one launch does not
+/// take them: it turns two neighbouring pairs by the same component, of three at most.
+pub fn section_ends(rotary: &Rotary) -> Option<[usize; 2]> {
+    let even = |n: &usize| n.is_multiple_of(2);
+    let ends = rotary.ends()?;
+    let pairs = rotary.inv_freq().len();
+    (rotary.components() == 1 || even(&pairs) && ends.iter().all(even)).then_some(ends)
 }
 
 impl Linear<'_> {
@@ -95,6 +110,7 @@ impl Linear<'_> {
             kv_heads: ops::int(op, qkv.map_or(0, |q| q.kv_heads))?,
             head_dim: ops::int(op, qkv.map_or(0, |q| q.head_dim))?,
             eps: norm.map_or(0.0, |n| n.eps),
+            ends: qkv.map_or([0; 2], |q| q.ends).map(|end| end as i32),
         };
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let (file, entry, shared) = choice.kernel.fused(suffix, self.rows, norm.is_some(), qkv.is_some())?;
@@ -117,7 +133,11 @@ impl Linear<'_> {
         if self.output != self.dtype || self.activation.is_some() || self.residual.is_some() {
             return Err(Error::Internal(format!("{op}: more than a product")));
         }
-        ops::check_bytes(op, "positions", qkv.positions.bytes(), self.rows * 4)?;
+        let [first, second] = qkv.ends;
+        if first > second || second > head_dim / 2 || !(1..=3).contains(&qkv.components) {
+            return Err(Error::Internal(format!("{op}: {} components, sections to {:?}", qkv.components, qkv.ends)));
+        }
+        ops::check_bytes(op, "positions", qkv.positions.bytes(), qkv.components * self.rows * 4)?;
         ops::check_bytes(op, "inv_freq", qkv.inv_freq.bytes(), head_dim / 2 * 4)?;
         let page_bytes = 2 * kv_heads * head_dim * PAGE_SIZE * self.dtype.size();
         ops::check_bytes(op, "cache", qkv.cache.bytes(), page_bytes)?;
