@@ -4,6 +4,8 @@
 // Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh).
 #pragma once
 
+#include <type_traits>
+
 #include "epilogue.cuh"
 #include "packed.cuh"
 
@@ -29,6 +31,10 @@ struct Tile {
   static_assert(!F::kGroups || BK == 64, "a stage is whole groups of 32, or of one group");
 };
 
+// Makes the compiler take a value as it is: it keeps it in a register where it would compute it anew in every step.
+__device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+__device__ __forceinline__ void keep(const char*& v) { asm volatile("" : "+l"(v)); }
+
 // Where 16-byte chunk `chunk` of row `row` of x lies in shared memory: swizzled so that the eight rows that one
 // ldmatrix phase reads fall into different banks.
 template <int kBK>
@@ -38,52 +44,52 @@ __device__ __forceinline__ int x_offset(int row, int chunk) {
   return (row * kChunks + (chunk ^ key)) * 16;
 }
 
-// Copies of one stage. A thread's chunks of x are all in one column of chunks, those of w at one offset in its strips.
+// Copies of one stage. A thread's chunks of x are all in one column of chunks. Of w a warp copies whole blocks, as many
+// as there are of a strip (or a part of them), so that most of their addresses differ by constants.
 template <typename T, typename Tl>
 struct Loader {
   static constexpr int kChunks = Tl::BK / 8;                    // of a row of x
   static constexpr int kRowsApart = Tl::kThreads / kChunks;     // rows between a thread's chunks
   static constexpr int kCountX = Tl::BM / kRowsApart;
-  static constexpr int kStripRows = Tl::Format::kTiles * 16;  // of w; a strip's blocks are contiguous
-  static constexpr int kStripBytes = Tl::BK / 16 / Tl::Format::kSteps * kBlockBytes;
-  static constexpr int kStripChunks = kStripBytes / 16;
+  // Of w: blocks of a strip of 16 kTiles rows, which are contiguous; those that a warp copies, and of how many strips.
+  static constexpr int kStripBlocks = Tl::BK / 16 / Tl::Format::kSteps;
+  static constexpr int kStripBytes = kStripBlocks * kBlockBytes;
   static constexpr int kCountW = Tl::kBytesW / 16 / Tl::kThreads;
+  static constexpr int kStrips = kCountW < kStripBlocks ? 1 : kCountW / kStripBlocks;
   static_assert(Tl::BM % kRowsApart == 0, "x divides among the threads");
   static_assert(kRowsApart % 8 == 0, "one swizzle key a thread");
-  static constexpr int kTilesApart = Tl::kThreads / kStripChunks * Tl::Format::kTiles;  // of w, between its chunks
-  static_assert(Tl::kThreads % kStripChunks == 0 && 4 % kTilesApart == 0, "chunks are apart by parts of 64 rows");
+  static_assert(kCountW % kStripBlocks == 0 || kStripBlocks % kCountW == 0, "strips divide among the warps");
 
-  const char* x;             // this thread's chunk of the next step, in the tile's first row
-  uint32_t x_row[kCountX];   // bytes from there to this thread's rows
-  const char* w;             // the next step of its first strip
-  uint32_t w_apart[kCountW];  // bytes from there to its strips
+  // This thread's chunks of the next step: a pointer where what they are apart by is no constant.
+  const char* x[kCountX];
+  const char* w[kStrips];
   uint32_t x_shared, w_shared;
-  int left;                  // columns of x from this chunk on
-  const char* scales;        // of a group: this thread's chunk in the first group
+  const char* scales;  // of a group: this thread's chunk in the first group
   uint32_t scales_shared;
 
   __device__ __forceinline__ Loader(const LinearArgs& args, uint32_t shared, int rows, int row0, int n_tile0, int step) {
     const int tid = threadIdx.x;
     const int chunk = tid % kChunks, row = tid / kChunks;
-    const int at = step * Tl::BK + chunk * 8;
-    x = static_cast<const char*>(args.x) + (static_cast<size_t>(row0) * args.x_stride + at) * sizeof(T);
-    left = args.k - at;
+    const char* x0 = static_cast<const char*>(args.x) +
+                     (static_cast<size_t>(row0) * args.x_stride + step * Tl::BK + chunk * 8) * sizeof(T);
 #pragma unroll
     for (int i = 0; i < kCountX; ++i) {
       // Rows beyond the batch repeat its last one: they are real memory, and their results are not stored.
-      x_row[i] = min(row + i * kRowsApart, rows - 1 - row0) * args.x_stride * static_cast<int>(sizeof(T));
+      const int there = min(row + i * kRowsApart, rows - 1 - row0);
+      x[i] = x0 + static_cast<size_t>(there) * args.x_stride * sizeof(T);
     }
-    const int strip_bytes = args.k_tiles / Tl::Format::kSteps * kBlockBytes;
-    w = static_cast<const char*>(args.w) +
-        static_cast<size_t>(n_tile0 / Tl::Format::kTiles + tid / kStripChunks) * strip_bytes + step * kStripBytes +
-        tid % kStripChunks * 16;
-    // Packed rows are a multiple of 64: the tile's last ones may not be there; its first stand in for them.
+    const size_t strip_bytes = static_cast<size_t>(args.k_tiles) / Tl::Format::kSteps * kBlockBytes;
+    const int block = tid / kWarpThreads * kCountW;
 #pragma unroll
-    for (int i = 0; i < kCountW; ++i) {
-      w_apart[i] = i > 0 && n_tile0 + i * kTilesApart < args.n_tiles ? i * (Tl::kThreads / kStripChunks) * strip_bytes : 0;
+    for (int i = 0; i < kStrips; ++i) {
+      // Packed rows are a multiple of 64: the tile's last ones may not be there; its first stand in for them.
+      const int tile = n_tile0 + (block / kStripBlocks + i) * Tl::Format::kTiles;
+      w[i] = static_cast<const char*>(args.w) + (tile < args.n_tiles ? tile : n_tile0) / Tl::Format::kTiles * strip_bytes +
+             step * kStripBytes + block % kStripBlocks * kBlockBytes + tid % kWarpThreads * 16;
+      keep(w[i]);
     }
     x_shared = shared + x_offset<Tl::BK>(row, chunk);
-    w_shared = shared + Tl::kStages * Tl::kBytesX + tid * 16;
+    w_shared = shared + Tl::kStages * Tl::kBytesX + block * kBlockBytes + tid % kWarpThreads * 16;
     if constexpr (Tl::Format::kGroups) {
       // One warp copies scales with its first half and offsets with its second, eight rows a chunk.
       constexpr int kRowChunks = Tl::BN / 8;
@@ -97,30 +103,46 @@ struct Loader {
     }
   }
 
-  // The next step of k into stage `stage`. `whole`: all of it lies within k.
-  __device__ __forceinline__ void copy(int stage, bool whole) {
-    const uint32_t x_stage = x_shared + stage * Tl::kBytesX;
-    if (whole) {
+  // Step `ahead` from the next one into stage `stage`.
+  __device__ __forceinline__ void copy(int stage, int ahead) const {
 #pragma unroll
-      for (int i = 0; i < kCountX; ++i) cp_async_16(x_stage + i * kRowsApart * Tl::BK * 2, x + x_row[i]);
-    } else {
-      // What lies beyond k is zero. A chunk that starts there takes nothing, from an address that is there.
-      const int bytes = max(min(left, 8), 0) * static_cast<int>(sizeof(T));
-      const char* from = left > 0 ? x : x + ((left - 1) >> 3) * 16;
-#pragma unroll
-      for (int i = 0; i < kCountX; ++i) cp_async<16>(x_stage + i * kRowsApart * Tl::BK * 2, from + x_row[i], bytes);
+    for (int i = 0; i < kCountX; ++i) {
+      cp_async_16(x_shared + stage * Tl::kBytesX + i * kRowsApart * Tl::BK * 2, x[i] + ahead * Tl::BK * sizeof(T));
     }
-    x += Tl::BK * sizeof(T);
-    left -= Tl::BK;
-#pragma unroll
-    for (int i = 0; i < kCountW; ++i) {
-      cp_async_16(w_shared + stage * Tl::kBytesW + i * Tl::kThreads * 16, w + w_apart[i]);
-    }
-    w += kStripBytes;
+    copy_weights(stage, ahead);
   }
 
-  // Scales and offsets of a step's groups.
-  __device__ __forceinline__ void copy_scales(const LinearArgs& args, int stage, int step) {
+  // As above, of a step of which only `columns` columns of x are there: the rest is zero.
+  __device__ __forceinline__ void copy_part(int stage, int ahead, int columns) const {
+    const int left = columns - threadIdx.x % kChunks * 8;
+    const int bytes = max(min(left, 8), 0) * static_cast<int>(sizeof(T));
+    // A chunk of which nothing is there takes nothing, from an address that is.
+    const int back = left > 0 ? 0 : ((left - 1) >> 3) * 16;
+#pragma unroll
+    for (int i = 0; i < kCountX; ++i) {
+      const char* from = x[i] + ahead * Tl::BK * static_cast<int>(sizeof(T)) + back;
+      cp_async<16>(x_shared + stage * Tl::kBytesX + i * kRowsApart * Tl::BK * 2, from, bytes);
+    }
+    copy_weights(stage, ahead);
+  }
+
+  __device__ __forceinline__ void copy_weights(int stage, int ahead) const {
+#pragma unroll
+    for (int i = 0; i < kCountW; ++i) {
+      cp_async_16(w_shared + stage * Tl::kBytesW + i * kBlockBytes,
+                  w[i / kStripBlocks] + ahead * kStripBytes + i % kStripBlocks * kBlockBytes);
+    }
+  }
+
+  __device__ __forceinline__ void advance(int steps) {
+#pragma unroll
+    for (int i = 0; i < kCountX; ++i) x[i] += steps * Tl::BK * sizeof(T);
+#pragma unroll
+    for (int i = 0; i < kStrips; ++i) w[i] += steps * kStripBytes;
+  }
+
+  // Scales and offsets of a step's groups; `step` counts from the first of k.
+  __device__ __forceinline__ void copy_scales(const LinearArgs& args, int stage, int step) const {
     if (scales == nullptr) return;
     const size_t row_bytes = static_cast<size_t>(args.n_tiles) * kTileN * 2;
     const int group = step * Tl::BK / args.group;
@@ -195,15 +217,24 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   const int first = static_cast<int>(static_cast<long long>(all_steps) * blockIdx.y / args.splits);
   const int steps = static_cast<int>(static_cast<long long>(all_steps) * (blockIdx.y + 1) / args.splits) - first;
 
-  const int whole_steps = args.k / Tl::BK - first;
+  // Where k ends within a step, that step comes first: then no copy of the loops below has to look where k ends.
+  const int part = first + steps == all_steps ? args.k % Tl::BK : 0;
+  const int skew = part > 0 ? 1 : 0;
 
   const uint32_t base = shared_address(shared);
   Loader<T, Tl> loader(args, base, rows, row0, n_tile0, first);
+  // Step `t` of this block, counted from the first of k.
+  const auto position = [&](int t) { return t < skew ? all_steps - 1 : first + t - skew; };
 #pragma unroll
   for (int s = 0; s < Tl::kStages - 1; ++s) {
-    if (s < steps) {
-      loader.copy(s, s < whole_steps);
-      if constexpr (F::kGroups) loader.copy_scales(args, s, first + s);
+    if (s < skew) {
+      loader.copy_part(s, steps - 1, part);
+    } else if (s < steps) {
+      loader.copy(s, 0);
+      loader.advance(1);
+    }
+    if constexpr (F::kGroups) {
+      if (s < steps) loader.copy_scales(args, s, position(s));
     }
     cp_async_commit();
   }
@@ -212,14 +243,20 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   const int warp_row = warp / Tl::kWarpColumns * Tl::kRowTiles * 16;
   const int warp_tile = warp % Tl::kWarpColumns * Tl::kColTiles;
   // ldmatrix: lanes 0..15 name rows 0..15 of the first eight k, lanes 16..31 of the next eight.
-  const uint32_t x_lane = base + (warp_row + lane % 16) * Tl::BK * 2;
-  const int x_key = Tl::BK == 64 ? lane & 7 : (lane >> 1) & 3;
+  uint32_t x_lane[Tl::BK / 16];
+#pragma unroll
+  for (int kk = 0; kk < Tl::BK / 16; ++kk) {
+    x_lane[kk] = base + x_offset<Tl::BK>(warp_row + lane % 16, kk * 2 + lane / 16);
+    keep(x_lane[kk]);
+  }
   // A block of w of which this warp's tiles are a part is read in part.
-  const uint32_t w_lane = base + Tl::kStages * Tl::kBytesX + warp_tile / F::kTiles * Loader<T, Tl>::kStripBytes +
-                          lane * 16 + warp_tile % F::kTiles * 4;
+  uint32_t w_lane = base + Tl::kStages * Tl::kBytesX + warp_tile / F::kTiles * Loader<T, Tl>::kStripBytes + lane * 16 +
+                    warp_tile % F::kTiles * 4;
+  keep(w_lane);
   const uint32_t scales_base = base + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + warp_tile * kTileN * 2;
 
-  float sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
+  using Sum = std::conditional_t<F::kIntegers, int, float>;
+  Sum sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
   // Of grouped storage: sums are a group's, totals those of the groups so far, times their scales.
   float totals[Tl::kRowTiles][Tl::kColTiles][8];
   uint32_t negative[Tl::kColTiles][2];
@@ -235,17 +272,7 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     }
   }
 
-  int stage = 0;
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<Tl::kStages - 2>();
-    __syncthreads();
-    const int free_stage = stage == 0 ? Tl::kStages - 1 : stage - 1;
-    const int ahead = step + Tl::kStages - 1;
-    if (ahead < steps) {
-      loader.copy(free_stage, ahead < whole_steps);
-      if constexpr (F::kGroups) loader.copy_scales(args, free_stage, first + ahead);
-    }
-    cp_async_commit();
+  const auto multiply = [&](int stage, int t) {
     uint4 words[Tl::kColTiles];
     const uint32_t scales = scales_base + stage * Tl::kBytesScales;
 #pragma unroll
@@ -263,8 +290,7 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
       uint32_t a[Tl::kRowTiles][4];
 #pragma unroll
       for (int i = 0; i < Tl::kRowTiles; ++i) {
-        const uint32_t chunk = ((kk * 2 + lane / 16) ^ x_key) * 16;
-        ldmatrix_x4(a[i], x_lane + stage * Tl::kBytesX + i * 16 * Tl::BK * 2 + chunk);
+        ldmatrix_x4(a[i], x_lane[kk] + stage * Tl::kBytesX + i * 16 * Tl::BK * 2);
       }
       const uint32_t w_block = w_lane + stage * Tl::kBytesW + kk / F::kSteps * kBlockBytes;
       if constexpr (F::kTiles == 4) {
@@ -279,8 +305,8 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
         F::operands(b, words[F::kTiles == 4 ? 0 : j], j, kk % F::kSteps, negative[j]);
 #pragma unroll
         for (int i = 0; i < Tl::kRowTiles; ++i) {
-          float(&first)[4] = *reinterpret_cast<float(*)[4]>(&sums[i][j][0]);
-          float(&second)[4] = *reinterpret_cast<float(*)[4]>(&sums[i][j][4]);
+          Sum(&first)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][0]);
+          Sum(&second)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][4]);
           if constexpr (F::kIntegers) {
             mma_m16n8k32_s8(first, a[i], b[0], b[1]);
             mma_m16n8k32_s8(second, a[i], b[2], b[3]);
@@ -291,7 +317,7 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
         }
       }
       if constexpr (F::kGroups) {
-        const bool ends = (first + step + 1) * Tl::BK % args.group == 0 || step == steps - 1;
+        const bool ends = (position(t) + 1) * Tl::BK % args.group == 0 || t == steps - 1 || t < skew;
         if ((kk == 1 && args.group == 32) || (kk == 3 && ends)) {
           const uint32_t row = scales + (args.group == 32 ? kk / 2 : 0) * Tl::kBytesGroup + lane % 4 * 8;
 #pragma unroll
@@ -310,23 +336,52 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
         }
       }
     }
+  };
+
+  int done = 0;
+  if constexpr (!F::kGroups) {
+    // All stages in turn, so that their addresses are constants; every step of these has one to copy.
+#pragma unroll 1
+    for (; done + 2 * (Tl::kStages - 1) < steps; done += Tl::kStages) {
+#pragma unroll
+      for (int s = 0; s < Tl::kStages; ++s) {
+        cp_async_wait<Tl::kStages - 2>();
+        __syncthreads();
+        loader.copy((s + Tl::kStages - 1) % Tl::kStages, s);
+        cp_async_commit();
+        multiply(s, done + s);
+      }
+      loader.advance(Tl::kStages);
+    }
+  }
+  int stage = 0;
+#pragma unroll 1
+  for (; done < steps; ++done) {
+    cp_async_wait<Tl::kStages - 2>();
+    __syncthreads();
+    const int free_stage = stage == 0 ? Tl::kStages - 1 : stage - 1;
+    const int ahead = done + Tl::kStages - 1;
+    if (ahead < steps) {
+      loader.copy(free_stage, 0);
+      loader.advance(1);
+      if constexpr (F::kGroups) loader.copy_scales(args, free_stage, position(ahead));
+    }
+    cp_async_commit();
+    multiply(stage, done);
     stage = stage == Tl::kStages - 1 ? 0 : stage + 1;
   }
   cp_async_wait<0>();
-  if constexpr (F::kGroups || F::kIntegers) {
+  float whole[Tl::kRowTiles][Tl::kColTiles][8];
 #pragma unroll
-    for (int i = 0; i < Tl::kRowTiles; ++i) {
+  for (int i = 0; i < Tl::kRowTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < Tl::kColTiles; ++j) {
+    for (int j = 0; j < Tl::kColTiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          sums[i][j][e] = F::kGroups ? totals[i][j][e] : static_cast<float>(__float_as_int(sums[i][j][e]));
-        }
-      }
+      for (int e = 0; e < 8; ++e) whole[i][j][e] = F::kGroups ? totals[i][j][e] : static_cast<float>(sums[i][j][e]);
     }
   }
 
-  if (args.splits > 1 && !join_splits<Tl>(args, blockIdx.x, row_tiles * col_tiles, reinterpret_cast<bool*>(shared), sums)) {
+  if (args.splits > 1 && !join_splits<Tl>(args, blockIdx.x, row_tiles * col_tiles, reinterpret_cast<bool*>(shared), whole)) {
     return;
   }
 
@@ -345,7 +400,7 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     for (int j = 0; j < Tl::kColTiles; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float* s = &sums[i][j][half * 2];
+        const float* s = &whole[i][j][half * 2];
         own[(half * 8 + g) * kLanes + ((j * 4 + t) ^ ((g & 1) * 4))] = make_float4(s[0], s[1], s[4], s[5]);
       }
     }

@@ -17,14 +17,14 @@
 
 using namespace engine;
 
-#define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BLOCKS)                                                      \
-  extern "C" __global__ void __launch_bounds__(WM* WN* kWarpThreads, BLOCKS)                                     \
-      gemm_int4_##suffix##_##BM##x##BN(const LinearArgs args) {                                                   \
-    gemm<Tile<Int4<T>, BM, BN, BK, WM, WN, STAGES>>(args);                                                        \
+#define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)      \
+  extern "C" __global__ void BOUND                              \
+      gemm_int4_##suffix##_##BM##x##BN(const LinearArgs args) { \
+    gemm<Tile<Int4<T>, BM, BN, BK, WM, WN, STAGES>>(args);      \
   }
-#define GEMM_TILES(suffix, T)                    \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, 2)       \
-  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, 2)
+#define GEMM_TILES(suffix, T)                                      \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __launch_bounds__(128, 2)) \
+  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 2))
 
 GEMM_TILES(bf16, __nv_bfloat16)
 GEMM_TILES(f16, __half)

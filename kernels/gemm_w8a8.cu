@@ -16,16 +16,18 @@
 
 using namespace engine;
 
-#define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BLOCKS)                                                      \
-  extern "C" __global__ void __launch_bounds__(WM* WN* kWarpThreads, BLOCKS)                                     \
-      gemm_w8a8_##suffix##_##BM##x##BN(const LinearArgs args) {                                                   \
-    gemm<Tile<Int8Pairs<T>, BM, BN, BK, WM, WN, STAGES>>(args);                                                   \
+// BOUND: registers, by blocks of a multiprocessor or outright. Left to itself the compiler takes all 255 and the loop
+// gains nothing.
+#define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)      \
+  extern "C" __global__ void BOUND                              \
+      gemm_w8a8_##suffix##_##BM##x##BN(const LinearArgs args) { \
+    gemm<Tile<Int8Pairs<T>, BM, BN, BK, WM, WN, STAGES>>(args); \
   }
-#define GEMM_TILES(suffix, T)                    \
-  GEMM(suffix, T, 32, 128, 32, 1, 4, 4, 2)       \
-  GEMM(suffix, T, 64, 128, 32, 1, 4, 4, 2)       \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, 2)      \
-  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, 1)
+#define GEMM_TILES(suffix, T)                                      \
+  GEMM(suffix, T, 32, 128, 32, 1, 4, 4, __launch_bounds__(128, 5)) \
+  GEMM(suffix, T, 64, 128, 32, 1, 4, 4, __launch_bounds__(128, 4)) \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(200))         \
+  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
 
 GEMM_TILES(bf16, __nv_bfloat16)
 GEMM_TILES(f16, __half)

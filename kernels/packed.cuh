@@ -52,15 +52,12 @@ __device__ __forceinline__ uint32_t fma_pair<__half>(uint32_t a, uint32_t b, uin
   return d;
 }
 
-// d += a * b of integers, [16, 32] x [32, 8]; d holds the bits of int32.
-__device__ __forceinline__ void mma_m16n8k32_s8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  int s[4] = {__float_as_int(d[0]), __float_as_int(d[1]), __float_as_int(d[2]), __float_as_int(d[3])};
+// d += a * b of integers, [16, 32] x [32, 8].
+__device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3])
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#pragma unroll
-  for (int i = 0; i < 4; ++i) d[i] = __int_as_float(s[i]);
 }
 
 // A storage of weights: a block is kTiles tiles of 16 n and kSteps steps of 16 k. `operands` gives the B operands of
