@@ -15,6 +15,7 @@
 #pragma once
 
 #include <climits>
+#include <type_traits>
 
 #include "mma.cuh"
 #include "pages.cuh"
@@ -149,8 +150,9 @@ struct RowKeys {
 
   __device__ __forceinline__ void look_ahead(int, int, int) {}
 
-  // Starts the copy of keys and values `at..at + kKeys`. Those from `end` on are copies of the last one before it:
-  // never used, but numbers.
+  // Starts the copy of keys and values `at..at + kKeys`. Those from `end` on, of which there are none where kWhole, are
+  // copies of the last one before it: never used, but numbers.
+  template <bool kWhole>
   __device__ __forceinline__ void copy(int at, int, int end, int head_dim, uint32_t k_buffer, uint32_t v_buffer) const {
     if constexpr (Tile::kExact) {
       // A pass is a constant distance in shared memory.
@@ -161,7 +163,7 @@ struct RowKeys {
       const uint32_t offset = Layout::offset(row, chunk);
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
-        const int i = min(at + row + pass * kPassRows, end - 1);
+        const int i = kWhole ? at + row + pass * kPassRows : min(at + row + pass * kPassRows, end - 1);
         const bool last = pass + 1 == kPasses && Tile::kKeys % kPassRows != 0;
         const bool mine = (Tile::kThreads == kPassRows * Layout::kChunks || row < kPassRows) &&
                           (!last || row < Tile::kKeys - pass * kPassRows);
@@ -202,7 +204,8 @@ struct PageKeys {
   }
 
   // Starts the copy of keys and values `at..at + kKeys`; those of pages before begin's, and those from `end` on, of
-  // which the page may hold nothing, are zero. Every lane of a warp calls this.
+  // which the page may hold nothing, are zero. kWhole: there are none of either. Every lane of a warp calls this.
+  template <bool kWhole>
   __device__ __forceinline__ void copy(int at, int begin, int end, int head_dim, uint32_t k_buffer,
                                        uint32_t v_buffer) const {
     const int held = begin / kPageSize * kPageSize;
@@ -223,9 +226,12 @@ struct PageKeys {
         const T* v_page = reinterpret_cast<const T*>(advance(v + element, page, page_bytes));
 #pragma unroll
         for (int inside = 0; inside < kPageSize; inside += kPassRows) {
-          const int bytes = static_cast<unsigned>(before + row + p * kPageSize + inside) < count ? 16 : 0;
           const uint32_t target = offset + (p * kPageSize + inside) * Layout::kRowBytes;
-          if (mine) {
+          if constexpr (kWhole) {
+            cp_async_16_if(mine, k_buffer + target, k_page + inside * Tile::kDim);
+            cp_async_16_if(mine, v_buffer + target, v_page + inside * Tile::kDim);
+          } else if (mine) {
+            const int bytes = static_cast<unsigned>(before + row + p * kPageSize + inside) < count ? 16 : 0;
             cp_async<16>(k_buffer + target, k_page + inside * Tile::kDim, bytes);
             cp_async<16>(v_buffer + target, v_page + inside * Tile::kDim, bytes);
           }
@@ -239,7 +245,7 @@ struct PageKeys {
         const int page = __shfl_sync(kAllLanes, pages, row / kPageSize);
         const int element = row % kPageSize * head_dim;
         // Of a row that is not there no element is below this.
-        const int dim = static_cast<unsigned>(before + row) < count ? head_dim : 0;
+        const int dim = kWhole || static_cast<unsigned>(before + row) < count ? head_dim : 0;
         const uint32_t offset = Layout::offset(row, chunk);
         copy_chunk<Tile>(k_buffer + offset, reinterpret_cast<const T*>(advance(k, page, page_bytes)) + element, chunk, dim);
         copy_chunk<Tile>(v_buffer + offset, reinterpret_cast<const T*>(advance(v, page, page_bytes)) + element, chunk, dim);
@@ -280,24 +286,30 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     kept[1] = rows.first;
     kept[2] = rows.rows;
   }
+  // Tiles of keys, by turn. First come those that not every row of the block sees whole: the last ones, then those before
+  // the first that all do see whole. The loop over the rest has neither masks nor bounds.
   const int first_tile = rows.begin / Tile::kKeys;
-  const int end_tile = (rows.end + Tile::kKeys - 1) / Tile::kKeys;
-  if (first_tile < end_tile) {
-    keys.look_ahead(first_tile * Tile::kKeys, rows.begin, rows.end);
-    keys.copy(first_tile * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base, v_base);
-    keys.look_ahead((first_tile + 1) * Tile::kKeys, rows.begin, rows.end);
+  const int turns = (rows.end + Tile::kKeys - 1) / Tile::kKeys - first_tile;
+  int free_begin = rows.begin, free_end = rows.end;
+  if constexpr (kCausal) {
+    const int last = min(rows.first + Tile::kRows, rows.rows) - 1;
+    free_end = min(free_end, rows.position + rows.first / rows.group + 1);
+    free_begin = max(free_begin, rows.position + last / rows.group + 1 - rows.window);
+  }
+  const int late = turns - min(max(free_end / Tile::kKeys - first_tile, 0), turns);
+  const int masked = min(late + (free_begin + Tile::kKeys - 1) / Tile::kKeys - first_tile, turns);
+  const auto tile_of = [&](int turn) { return first_tile + (turn < late ? turns - late + turn : turn - late); };
+  if (turns > 0) {
+    keys.look_ahead(tile_of(0) * Tile::kKeys, rows.begin, rows.end);
+    keys.template copy<false>(tile_of(0) * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base, v_base);
+    keys.look_ahead(tile_of(1) * Tile::kKeys, rows.begin, rows.end);
   }
   cp_async_commit();
 
-  // Keys that all rows of this warp see need no mask.
   const int warp_first = rows.first + warp * Tile::kWarpRows;
   const bool active = warp_first < rows.rows;
-  int free_begin = rows.begin, free_end = rows.end;
   int limit[kRowTiles][2];
   if constexpr (kCausal) {
-    const int last = min(warp_first + Tile::kWarpRows, rows.rows) - 1;
-    free_end = min(free_end, rows.position + warp_first / rows.group + 1);
-    free_begin = max(free_begin, rows.position + last / rows.group + 1 - rows.window);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -312,6 +324,20 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
   // i / 2, K has rows 8 (i / 2) and chunk i % 2.
   const int matrix = lane / 8;
   const uint32_t q_lane = q_base + Layout::offset(warp * Tile::kWarpRows + (matrix % 2) * 8 + lane % 8, matrix / 2);
+  // Q fragments stay in registers where those suffice.
+  constexpr bool kHeldQ = Tile::kDim <= 64 && Tile::kExact;
+  uint32_t held_q[kHeldQ ? kSteps : 1][kRowTiles][4];
+  if constexpr (kHeldQ) {
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        ldmatrix_x4(held_q[step][m], Layout::step(q_lane, 2 * step) + m * 16 * Layout::kRowBytes);
+      }
+    }
+  }
   const uint32_t k_lane = Layout::offset((matrix / 2) * 8 + lane % 8, matrix % 2);
   const uint32_t v_lane = Layout::offset((matrix % 2) * 8 + lane % 8, matrix / 2);
 
@@ -328,18 +354,19 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     row_sum[m][0] = row_sum[m][1] = 0.0f;
   }
 
-  for (int tile = first_tile; tile < end_tile; ++tile) {
-    const uint32_t buffer = ((tile - first_tile) & 1) * Tile::kBufferBytes;
+  // Keys `at..at + kKeys`, which lie in `buffer`. If there are more, it starts the copy of those from `next` on.
+  const auto take = [&](int at, uint32_t buffer, bool more, int next, int after_next, auto is_masked) {
+    constexpr bool kMasked = decltype(is_masked)::value;
     cp_async_wait<0>();
     // This tile is there for all, and all have done with the one before it, whose buffer is filled next.
     __syncthreads();
-    if (tile + 1 < end_tile) {
+    if (more) {
       const uint32_t other = Tile::kBufferBytes - buffer;
-      keys.copy((tile + 1) * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base + other, v_base + other);
-      keys.look_ahead((tile + 2) * Tile::kKeys, rows.begin, rows.end);
+      keys.template copy<!kMasked>(next, rows.begin, rows.end, rows.head_dim, k_base + other, v_base + other);
+      keys.look_ahead(after_next, rows.begin, rows.end);
       cp_async_commit();
     }
-    if (!active) continue;
+    if (!active) return;
 
     float score[kRowTiles][kScoreTiles][4];
 #pragma unroll
@@ -353,11 +380,14 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     const uint32_t k_address = k_base + buffer + k_lane;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      uint32_t q[kRowTiles][4];
+      uint32_t read_q[kRowTiles][4];
+      if constexpr (!kHeldQ) {
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        ldmatrix_x4(q[m], Layout::step(q_lane, 2 * step) + m * 16 * Layout::kRowBytes);
+        for (int m = 0; m < kRowTiles; ++m) {
+          ldmatrix_x4(read_q[m], Layout::step(q_lane, 2 * step) + m * 16 * Layout::kRowBytes);
+        }
       }
+      const auto& q = kHeldQ ? held_q[kHeldQ ? step : 0] : read_q;
 #pragma unroll
       for (int n = 0; n < kScoreTiles; n += 2) {
         uint32_t k[4];
@@ -390,8 +420,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
       }
     }
 
-    const int at = tile * Tile::kKeys;
-    if (at < free_begin || at + Tile::kKeys > free_end) {
+    if constexpr (kMasked) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -482,9 +511,22 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
         for (int m = 0; m < kRowTiles; ++m) mma_m16n8k16<T>(out[m][kOutTiles - 1], p[m], v[0], v[1]);
       }
     }
+  };
+  uint32_t buffer = 0;
+#pragma unroll 1
+  for (int turn = 0; turn < masked; ++turn) {
+    const auto at = [&](int later) { return tile_of(turn + later) * Tile::kKeys; };
+    take(at(0), buffer, turn + 1 < turns, at(1), at(2), std::true_type{});
+    buffer = Tile::kBufferBytes - buffer;
+  }
+  const int stop = (first_tile + turns - late) * Tile::kKeys;
+#pragma unroll 1
+  for (int at = (first_tile + masked - late) * Tile::kKeys; at < stop; at += Tile::kKeys) {
+    take(at, buffer, at + Tile::kKeys < stop, at + Tile::kKeys, at + 2 * Tile::kKeys, std::false_type{});
+    buffer = Tile::kBufferBytes - buffer;
   }
   // Without keys the copy of Q is still under way.
-  if (first_tile >= end_tile) {
+  if (turns <= 0) {
     cp_async_wait<0>();
     __syncthreads();
   }
