@@ -457,7 +457,9 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
         float factor[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float next = fmaxf(shift[m][half], top[m][half] * rows.scale_log2);
+          // Only of rows that have grown themselves: which rows share a warp depends on the batch, a row's bits do not.
+          const bool grows = fmaf(top[m][half], rows.scale_log2, -shift[m][half]) > kSlack;
+          const float next = grows ? top[m][half] * rows.scale_log2 : shift[m][half];
           factor[half] = exp2_approx(shift[m][half] - next);
           shift[m][half] = next;
           row_sum[m][half] *= factor[half];

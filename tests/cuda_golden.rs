@@ -18,7 +18,7 @@ use engine::backend::{Input, Probe, Program};
 use engine::graph::{Op, Plan, Sizes, Sym};
 use engine::inspect::backends::BackendComparison;
 use engine::run::engine::{Device, Engine, EngineOptions};
-use engine::run::request::Answer;
+use engine::run::request::{Answer, TokenLogprobs};
 use engine::tensor::DType;
 use golden_support::{cases, models_of, options, request, text};
 use serde_json::Value;
@@ -197,6 +197,47 @@ fn plant(plan: &mut Plan, name: &str) {
             other => panic!("nothing to break in {}", other.name()),
         }
     }
+}
+
+/// With --batch-invariant an answer's log-probabilities have the same bits alone, together with all others, and together
+/// in chunks of 17 tokens; without it they do not, or this test sees nothing.
+#[test]
+fn batch_invariant_answers_are_those_of_the_request_alone() {
+    if device::open().is_none() {
+        return;
+    }
+    let all = cases("cases.json");
+    let (model, dtype) = ("idefics2-tiny", DType::Bf16);
+    // Those beyond the window, whose tiles of keys start elsewhere in chunks, and some of every kind.
+    let of_model = all.iter().filter(|c| c["model"] == *model).enumerate();
+    let cases: Vec<&Value> =
+        of_model.filter(|(i, c)| i % 4 == 0 || text(c, "name").starts_with("long")).map(|(_, c)| c).collect();
+    assert!(cases.len() > 7);
+    let bits = |answers: Vec<Answer>| -> Vec<Vec<(u32, u32)>> {
+        let token = |t: &TokenLogprobs| (t.token_id, t.logprob.to_bits());
+        answers.iter().map(|a| a.logprobs.iter().map(token).collect()).collect()
+    };
+    let invariant = || EngineOptions { batch_invariant: true, ..on_gpu(model, dtype) };
+    let engine = Engine::open(invariant()).unwrap();
+    let alone = bits(answers(&engine, &cases, false));
+    assert!(alone.iter().all(|steps| !steps.is_empty()));
+    let same = |how: &str, got: Vec<Vec<(u32, u32)>>| {
+        for ((case, got), want) in cases.iter().zip(got).zip(&alone) {
+            let step = got.iter().zip(want).position(|(g, w)| g != w);
+            assert_eq!(
+                (step, got.len()),
+                (None, want.len()),
+                "{} {how}: the first step that differs",
+                text(case, "name")
+            );
+        }
+    };
+    same("together", bits(answers(&engine, &cases, true)));
+    drop(engine);
+    let chunks = EngineOptions { max_num_batched_tokens: Some(17), no_prefix_caching: true, ..invariant() };
+    same("in chunks", bits(answers(&Engine::open(chunks).unwrap(), &cases, true)));
+    let fast = Engine::open(on_gpu(model, dtype)).unwrap();
+    assert_ne!(bits(answers(&fast, &cases, false)), bits(answers(&fast, &cases, true)));
 }
 
 /// Runs one case through a comparison with the CPU; `node` is wrong on the device.

@@ -6,7 +6,7 @@ mod device;
 
 use std::sync::Arc;
 
-use engine::backend::cuda::{Cuda, CudaBackend};
+use engine::backend::cuda::{Cuda, CudaBackend, CudaOptions};
 use engine::backend::{Bucket, Input};
 use engine::graph::fuse::fuse;
 use engine::graph::{Builder, Graph, Heads, Rotary, Sizes, Sym, plan};
@@ -28,7 +28,8 @@ struct Beside {
 /// Compiles for `buckets`, weights from -spread to spread.
 fn beside(cuda: &Arc<Cuda>, graph: &Graph, buckets: &[Bucket], spread: f32) -> Beside {
     let comparison = BackendComparison::default();
-    let gpu = CudaBackend::new(cuda.clone(), DType::Bf16, false).unwrap();
+    let options = CudaOptions { dtype: DType::Bf16, capture: false, batch_invariant: false };
+    let gpu = CudaBackend::new(cuda.clone(), options).unwrap();
     let mut backend = comparison.wrap(Box::new(gpu));
     let fused = fuse(graph, backend.fusion()).unwrap();
     let ops = fused.nodes.iter().map(|n| n.op.name()).collect();

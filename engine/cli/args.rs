@@ -33,6 +33,9 @@ pub struct ModelArgs {
     /// On a GPU: launch every operation by itself instead of recorded steps
     #[arg(long, env = "ENGINE_ENFORCE_EAGER", value_parser = parse_switch)]
     pub enforce_eager: bool,
+    /// On a GPU: give a request the same bits whatever runs beside it, slower; on the CPU that is always so
+    #[arg(long, env = "ENGINE_BATCH_INVARIANT", value_parser = parse_switch)]
+    pub batch_invariant: bool,
     /// Storage of the weights
     #[arg(long, alias = "quantization", env = "ENGINE_QUANT", default_value = "none", value_parser = ["none", "int8", "int4", "nf4"])]
     pub quant: String,
@@ -97,6 +100,7 @@ impl ModelArgs {
                 _ => None,
             },
             enforce_eager: self.enforce_eager,
+            batch_invariant: self.batch_invariant,
             max_model_len: self.max_model_len,
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,

@@ -18,7 +18,7 @@ use super::request::{Answer, Event, EventResult, Request};
 use super::sampler::Sampler;
 use super::worker::{Command, OwnedProbe, Worker};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::cuda::{Cuda, CudaBackend};
+use crate::backend::cuda::{Cuda, CudaBackend, CudaOptions};
 use crate::backend::{Backend, DeviceInfo};
 use crate::checkpoint::hub::{self, HubOptions};
 use crate::checkpoint::{Checkpoint, GenerationConfig};
@@ -52,6 +52,8 @@ pub struct EngineOptions {
     pub dtype: Option<DType>,
     /// On a GPU: launches every operation by itself, instead of recorded steps.
     pub enforce_eager: bool,
+    /// On a GPU: what a request gets does not depend on what runs beside it, at some cost in speed. The CPU is so always.
+    pub batch_invariant: bool,
     /// Longest sequence, prompt and answer; `None`: what the model and the memory allow.
     pub max_model_len: Option<usize>,
     pub max_num_seqs: Option<usize>,
@@ -81,6 +83,7 @@ impl Default for EngineOptions {
             device: Device::Auto,
             dtype: None,
             enforce_eager: false,
+            batch_invariant: false,
             max_model_len: None,
             max_num_seqs: None,
             max_num_batched_tokens: None,
@@ -282,7 +285,9 @@ impl Opened {
             Opened::Cpu => Box::new(CpuBackend::new()),
             Opened::Cuda(cuda) => {
                 let dtype = options.dtype.unwrap_or_else(|| stored_type(checkpoint));
-                Box::new(CudaBackend::new(cuda.clone(), dtype, !options.enforce_eager)?)
+                let EngineOptions { enforce_eager, batch_invariant, .. } = *options;
+                let options = CudaOptions { dtype, capture: !enforce_eager, batch_invariant };
+                Box::new(CudaBackend::new(cuda.clone(), options)?)
             }
         };
         Ok(match &options.wrap {

@@ -234,3 +234,47 @@ fn splits_are_deterministic() {
         instance.check(&gpu).unwrap();
     }
 }
+
+/// Where rows shall be alike, a row has the same bits whether it is alone or one of many, whichever tile the rows ask for.
+#[test]
+fn a_row_has_the_same_bits_among_any_number() {
+    let Some(gpu) = Gpu::open() else { return };
+    // With as many columns, these numbers of rows take each tile in turn on 108 multiprocessors.
+    let (n, k, dtype) = (6912, 300, DType::Bf16);
+    let mut numbers = Numbers::new(11);
+    let x = numbers.normals(dtype, 512 * k, 1.0);
+    let (_, w) = weights(&mut numbers, dtype, n, k);
+    let weight = gpu.bytes(&pack::pack_matrix("w", &w, dtype).unwrap()).unwrap();
+    let run = |rows: usize, alike: bool| -> Vec<u32> {
+        let (dx, dy) = (
+            gpu.matrix(dtype, &x[..rows * k], k).unwrap(),
+            gpu.output_with_stride(DType::F32, rows, rows, n, n).unwrap(),
+        );
+        let op = Linear {
+            dtype,
+            x: dx.slice(),
+            x_stride: dx.ld,
+            weight: weight.all(),
+            bias: None,
+            activation: None,
+            residual: None,
+            y: dy.slice(),
+            y_stride: dy.ld(),
+            output: DType::F32,
+            rows,
+            n,
+            k,
+            num_rows: None,
+            work: None,
+        };
+        let launch = if alike { op.prepare_alike(&gpu.cuda) } else { op.prepare(&gpu.cuda) }.unwrap();
+        launch.enqueue(&gpu.stream).unwrap();
+        gpu.stream.synchronize().unwrap();
+        dy.read(&gpu).unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    let alone = run(1, true);
+    for rows in [2, 17, 32, 33, 64, 65, 130, 300, 512] {
+        assert!(run(rows, true)[..n] == alone[..], "{rows} rows");
+    }
+    assert!(run(1, false) != alone, "the kernel for one row sums in another order, or this test sees nothing");
+}

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use engine::backend::cuda::{Cuda, CudaBackend};
+use engine::backend::cuda::{Cuda, CudaBackend, CudaOptions};
 use engine::backend::{Backend, Bucket, DeviceInfo, Needs, Program, WeightHandle};
 use engine::graph::fuse::Fusion;
 use engine::graph::{Graph, Layout, Node, Plan};
@@ -58,7 +58,8 @@ impl Wrapped {
 
 /// The first GPU, which records nothing.
 pub fn eager(dtype: DType) -> CudaBackend {
-    CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), dtype, false).unwrap()
+    let options = CudaOptions { dtype, capture: false, batch_invariant: false };
+    CudaBackend::new(Arc::new(Cuda::open(0).unwrap()), options).unwrap()
 }
 
 impl Backend for Wrapped {

@@ -16,14 +16,26 @@ use crate::graph::{Graph, Layout, Node, Plan};
 use crate::tensor::{DType, HostTensor};
 use crate::{Error, Result};
 
+/// How a GPU is used.
+#[derive(Debug, Clone, Copy)]
+pub struct CudaOptions {
+    /// Of activations and matrices: f16 or bf16.
+    pub dtype: DType,
+    /// Records launches of decode buckets and starts them as one.
+    pub capture: bool,
+    /// Takes, whatever the number of rows, kernels that sum in one order: what a sequence gets does not depend on what
+    /// runs beside it. Small batches are slower: weights are not streamed, contexts not split, norms launched alone.
+    pub batch_invariant: bool,
+}
+
 /// What all programs of a backend use.
 pub struct Shared {
     pub cuda: Arc<Cuda>,
     pub stream: Stream,
     /// Of activations: f16 or bf16.
     pub dtype: DType,
-    /// Records launches of decode buckets and starts them as one.
     pub capture: bool,
+    pub batch_invariant: bool,
 }
 
 /// A GPU.
@@ -40,8 +52,9 @@ impl CudaBackend {
     pub const LAYOUT: Layout = Layout { float_bytes: 2, row_align: ROW_ALIGN, value_align: 256 };
     pub const FUSION: Fusion = Fusion::Launches;
 
-    /// Activations and matrices are of `dtype`, bf16 or f16; `capture` records decode steps as CUDA graphs.
-    pub fn new(cuda: Arc<Cuda>, dtype: DType, capture: bool) -> Result<CudaBackend> {
+    /// Errors: a type of activations that no kernel takes, the driver's.
+    pub fn new(cuda: Arc<Cuda>, options: CudaOptions) -> Result<CudaBackend> {
+        let CudaOptions { dtype, capture, batch_invariant } = options;
         if !matches!(dtype, DType::F16 | DType::Bf16) {
             return Err(Error::Unsupported(format!(
                 "activations of {} on cuda: expected BF16 or F16; use --dtype bf16",
@@ -52,7 +65,7 @@ impl CudaBackend {
         let stream = Stream::new(cuda.device())?;
         Ok(CudaBackend {
             memory,
-            shared: Arc::new(Shared { cuda, stream, dtype, capture }),
+            shared: Arc::new(Shared { cuda, stream, dtype, capture, batch_invariant }),
             tensors: Vec::new(),
             states: HashMap::new(),
         })

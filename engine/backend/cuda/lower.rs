@@ -3,18 +3,18 @@
 //! In: a plan, a bucket, where values, weights and states lie. Out: prepared launches. Owns: nothing. Not here: which
 //! entry of a kernel runs and with how many blocks (`ops/`).
 
+mod linear;
+
 use std::sync::Arc;
 
 use super::backend::Shared;
 use super::ops::Rows;
 use super::ops::attention::Attention;
 use super::ops::elementwise::{Elementwise, ElementwiseOp};
-use super::ops::fused::{self, InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
 use super::ops::kv_write::KvWrite;
 use super::ops::layernorm::LayerNorm;
-use super::ops::linear::{GatedLinear, Linear};
+use super::ops::linear::GatedLinear;
 use super::ops::paged_attention::PagedAttention;
-use super::ops::rmsnorm::RmsNorm;
 use super::ops::rope::{Angles, Rope, RopeKeys};
 use super::ops::rows::{MoveRows, RowMove};
 use super::scratch::Scratch;
@@ -22,8 +22,7 @@ use super::staging::{Staging, StagingLayout};
 use super::upload::{Form, Use, Weights};
 use super::{DeviceBuffer, DeviceSlice, Launch};
 use crate::backend::Bucket;
-use crate::graph::{Activation, Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Qkv, Rotary, StateId, WeightId};
-use crate::tensor::DType;
+use crate::graph::{Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Rotary, StateId, WeightId};
 use crate::{Error, Result};
 
 /// Whether kernels are there for a node; sizes are looked at when it is lowered.
@@ -150,182 +149,6 @@ impl<'a> Lowering<'a> {
     /// Columns of a matrix in its stored shape.
     fn k(&self, id: WeightId) -> usize {
         self.plan.graph.weight(id).shape.iter().skip(1).product()
-    }
-
-    /// What a layer reads of its input where it applies a norm first: with few rows the input and the norm, if its kernel
-    /// `takes` one; otherwise the norm's result, which a launch in `before` leaves in work memory.
-    fn normed(
-        &self,
-        input: Value<'a>,
-        norm: Option<&Norm>,
-        takes: bool,
-        before: &mut Vec<Launch>,
-    ) -> Result<(Value<'a>, Option<InputNorm<'a>>)> {
-        let Some(norm) = norm else { return Ok((input, None)) };
-        if takes && input.rows <= NORM_ROWS {
-            let weight = self.weights.slice(Use::of(Form::Norm, norm.weight))?;
-            return Ok((input, Some(InputNorm { weight, eps: norm.eps })));
-        }
-        let stride = self.plan.layout.stride(input.cols);
-        let slice = self.scratch.normed().slice(0, input.rows * stride * self.shared.dtype.size())?;
-        let y = Value { slice, stride, ..input };
-        before.push(self.rms_norm(input, norm, y)?);
-        Ok((y, None))
-    }
-
-    /// Rows of a value, in work memory.
-    fn gathered(&self, x: Value<'a>, index: NodeId, before: &mut Vec<Launch>) -> Result<Value<'a>> {
-        let rows = self.plan.graph.node(index).ty.shape.rows();
-        let (num_rows, rows) = (self.size(rows)?, rows.eval(&self.bucket.sizes));
-        let slice = self.scratch.gathered().slice(0, rows * x.stride * self.shared.dtype.size())?;
-        let y = Value { slice, rows, num_rows, ..x };
-        before.push(self.move_rows_to(y, RowMove::Gather { x: x.matrix(), index: self.ints(index)? })?);
-        Ok(y)
-    }
-
-    fn rms_norm(&self, x: Value<'a>, norm: &Norm, y: Value<'a>) -> Result<Launch> {
-        let op = RmsNorm {
-            dtype: self.shared.dtype,
-            x: x.slice,
-            x_stride: x.stride,
-            weight: self.vector(norm.weight)?,
-            y: y.slice,
-            y_stride: y.stride,
-            rows: y.rows,
-            hidden: y.cols,
-            eps: norm.eps,
-            num_rows: y.num_rows,
-        };
-        op.prepare(&self.shared.cuda)
-    }
-
-    fn linear_layer(
-        &self,
-        id: NodeId,
-        input: Value<'a>,
-        norm: Option<InputNorm>,
-        (weight, bias): (WeightId, Option<WeightId>),
-        residual: Option<NodeId>,
-        activation: Option<Activation>,
-    ) -> Result<Launch> {
-        let y = self.value(id)?;
-        let residual = residual.map(|r| self.value(r)).transpose()?;
-        let is_output = self.plan.graph.outputs.contains(&id);
-        let op = Linear {
-            dtype: self.shared.dtype,
-            x: input.slice,
-            x_stride: input.stride,
-            weight: self.weights.slice(Use::of(Form::Packed, weight))?,
-            bias: bias.map(|b| self.vector(b)).transpose()?,
-            activation,
-            residual: residual.map(|r| (r.slice, r.stride)),
-            y: y.slice,
-            y_stride: y.stride,
-            output: if is_output { DType::F32 } else { self.shared.dtype },
-            rows: y.rows,
-            n: y.cols,
-            k: self.k(weight),
-            num_rows: y.num_rows,
-            work: Some(self.scratch.work()),
-        };
-        match norm {
-            Some(norm) => op.prepare_normed(&self.shared.cuda, &norm),
-            None => op.prepare(&self.shared.cuda),
-        }
-    }
-
-    /// q, k and v of a layer by one product, side by side in work memory: what reads them follows at once. `forms` are
-    /// those of the weights and of the biases.
-    fn qkv(&self, input: Value<'a>, qkv: &Qkv, heads: &Heads, forms: [Form; 2]) -> Result<(Launch, [Value<'a>; 3])> {
-        let dtype = self.shared.dtype;
-        let widths = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads].map(|n| n * heads.head_dim);
-        let n: usize = widths.iter().sum();
-        let stride = self.plan.layout.stride(n);
-        let room = self.scratch.qkv();
-        let op = Linear {
-            dtype,
-            x: input.slice,
-            x_stride: input.stride,
-            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
-            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
-            activation: None,
-            residual: None,
-            y: room.slice(0, input.rows * stride * dtype.size())?,
-            y_stride: stride,
-            output: dtype,
-            rows: input.rows,
-            n,
-            k: self.k(qkv.weights[0]),
-            num_rows: input.num_rows,
-            work: Some(self.scratch.work()),
-        };
-        let part = |before: usize, cols: usize| {
-            let bytes = ((input.rows - 1) * stride + cols) * dtype.size();
-            let slice = room.slice(before * dtype.size(), bytes)?;
-            Ok(Value { slice, stride, rows: input.rows, cols, num_rows: input.num_rows })
-        };
-        let parts = [part(0, widths[0])?, part(widths[0], widths[1])?, part(widths[0] + widths[1], widths[2])?];
-        Ok((op.prepare(&self.shared.cuda)?, parts))
-    }
-
-    /// q, k and v of a decoder's attention, turned, k and v in their pages: in as few launches as the rows allow.
-    fn qkv_rope(&self, node: &Node, id: NodeId) -> Result<Vec<Launch>> {
-        let Op::QkvRope { norm, qkv, heads, rotary, cache } = &node.op else {
-            return Err(Error::Internal("not q, k and v".into()));
-        };
-        let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
-        let forms = [Form::PackedQkv { head_dim }, Form::VectorQkv { head_dim }];
-        let (positions, slot_mapping) = (node.inputs[1], self.ints(node.inputs[2])?);
-        let mut launches = Vec::new();
-        let input = self.value(node.inputs[0])?;
-        let ends = fused::section_ends(rotary).filter(|_| input.rows <= QKV_ROWS);
-        let (input, norm) = self.normed(input, norm.as_ref(), ends.is_some(), &mut launches)?;
-        let Some(ends) = ends else {
-            let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms)?;
-            let keys = RopeKeys {
-                k: k.slice,
-                k_stride: k.stride,
-                v: v.slice,
-                v_stride: v.stride,
-                kv_heads: num_kv_heads,
-                cache: self.state(*cache),
-                slot_mapping,
-            };
-            let rope = self.rope(id, q, positions, num_heads, head_dim, rotary, Some(keys))?;
-            launches.extend([project, rope]);
-            return Ok(launches);
-        };
-        let q = self.value(id)?;
-        let op = Linear {
-            dtype: self.shared.dtype,
-            x: input.slice,
-            x_stride: input.stride,
-            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
-            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
-            activation: None,
-            residual: None,
-            y: q.slice,
-            y_stride: q.stride,
-            output: self.shared.dtype,
-            rows: q.rows,
-            n: (num_heads + 2 * num_kv_heads) * head_dim,
-            k: self.k(qkv.weights[0]),
-            num_rows: q.num_rows,
-            work: Some(self.scratch.work()),
-        };
-        let output = QkvOutput {
-            heads: num_heads,
-            kv_heads: num_kv_heads,
-            head_dim,
-            positions: self.ints(positions)?,
-            inv_freq: self.scratch.table(rotary)?.inv_freq,
-            components: rotary.components(),
-            ends,
-            cache: self.state(*cache),
-            slot_mapping,
-        };
-        launches.push(op.prepare_qkv(&self.shared.cuda, norm.as_ref(), &output)?);
-        Ok(launches)
     }
 
     /// `cu` are the cumulative lengths of queries and of keys.
@@ -475,6 +298,7 @@ impl<'a> Lowering<'a> {
                 };
                 launches.push(match norm {
                     Some(norm) => op.prepare_normed(cuda, &norm)?,
+                    None if self.shared.batch_invariant => op.prepare_alike(cuda)?,
                     None => op.prepare(cuda)?,
                 });
                 Ok(launches)
@@ -584,7 +408,8 @@ impl<'a> Lowering<'a> {
                     num_blocks: self.size(blocks)?,
                 };
                 // As many sequences as tokens means one token each only where the bucket says so.
-                match self.bucket.decode || rows != seqs_most {
+                let decode = self.bucket.decode || rows != seqs_most;
+                match decode && !self.shared.batch_invariant {
                     true => op.prepare_with(cuda, self.scratch.work()),
                     false => op.prepare(cuda),
                 }

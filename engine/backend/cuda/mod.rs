@@ -22,7 +22,7 @@ mod upload;
 
 use std::sync::Arc;
 
-pub use self::backend::CudaBackend;
+pub use self::backend::{CudaBackend, CudaOptions};
 use self::driver::{Device, Function};
 pub use self::driver::{DeviceBuffer, DeviceSlice, LaunchConfig, Stream};
 use self::kernels::KernelCache;

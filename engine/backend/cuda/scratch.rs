@@ -5,7 +5,6 @@
 
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
-use super::ops::fused::{NORM_ROWS, section_ends};
 use super::ops::linear::{self, Work, WorkBytes};
 use super::ops::paged_attention;
 use crate::backend::Bucket;
@@ -49,10 +48,7 @@ impl ScratchBytes {
             {
                 let rows = node.ty.shape.rows().eval(&plan.bucket);
                 let bytes = rows * plan.layout.stride(matrix(&norm.weight).0) * plan.layout.float_bytes;
-                let apart = matches!(&node.op, Op::QkvRope { rotary, .. } if section_ends(rotary).is_none());
-                if rows > NORM_ROWS || apart {
-                    all.normed = all.normed.max(bytes.next_multiple_of(ALIGN));
-                }
+                all.normed = all.normed.max(bytes.next_multiple_of(ALIGN));
                 if let Op::NormLinear { gathered: true, .. } = &node.op {
                     all.gathered = all.gathered.max(bytes.next_multiple_of(ALIGN));
                 }

@@ -5,7 +5,7 @@
 //! (`linear_choice.rs`), the layers alone (`linear.rs`, `gated_linear.rs`), norms and rotation alone (`rmsnorm.rs`,
 //! `rope.rs`).
 
-use super::linear::{GATED, GatedLinear, Linear, LinearArgs};
+use super::linear::{GATED, GatedLinear, Linear, LinearArgs, Storage};
 pub use super::linear_choice::{NORM_ROWS, QKV_ROWS};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack};
 use crate::graph::Rotary;
@@ -98,7 +98,8 @@ impl Linear<'_> {
         if self.rows > if norm.is_some() { NORM_ROWS } else { QKV_ROWS } {
             return Err(Error::Internal(format!("{op}: {} rows in one launch", self.rows)));
         }
-        let (choice, linear) = self.arguments(op, cuda, flags, columns, y_width, None)?;
+        let choice = self.choose(cuda, columns, Storage::Dense, false);
+        let (choice, linear) = self.arguments(op, choice, flags, columns, y_width, None)?;
         let args = FusedArgs {
             linear,
             norm: norm.map_or(0, |n| n.weight.address()),

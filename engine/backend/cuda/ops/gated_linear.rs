@@ -35,12 +35,17 @@ pub struct GatedLinear<'a> {
 impl GatedLinear<'_> {
     /// Errors: slices too small or not aligned, no such type, the driver's.
     pub fn prepare(&self, cuda: &Cuda) -> Result<Launch> {
-        self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, None)
+        self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, None, false)
+    }
+
+    /// As [`Linear::prepare_alike`].
+    pub fn prepare_alike(&self, cuda: &Cuda) -> Result<Launch> {
+        self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, None, true)
     }
 
     /// As [`GatedLinear::prepare`] where `weight` holds packed integers, rows of gate and up in turn.
     pub fn prepare_quantized(&self, cuda: &Cuda, quantized: &Quantized) -> Result<Launch> {
-        self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, Some(quantized))
+        self.linear().prepare_flags("gated_linear", cuda, GATED, 2 * self.n, Some(quantized), false)
     }
 
     pub(super) fn linear(&self) -> Linear<'_> {

@@ -5,7 +5,7 @@
 //! layers (`gated_linear.rs`).
 
 pub use super::gated_linear::GatedLinear;
-use super::linear_choice::{Choice, choose};
+use super::linear_choice::{Choice, choose, choose_alike};
 pub use super::linear_choice::{Storage, WorkBytes, work_bytes, work_bytes_of};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack, pack_quantized};
 use crate::graph::Activation;
@@ -134,12 +134,17 @@ impl Quantized<'_> {
 impl Linear<'_> {
     /// Errors: slices too small or not aligned, no such type, the driver's.
     pub fn prepare(&self, cuda: &Cuda) -> Result<Launch> {
-        self.prepare_flags("linear", cuda, self.flags(), self.n, None)
+        self.prepare_flags("linear", cuda, self.flags(), self.n, None, false)
+    }
+
+    /// As [`Linear::prepare`], by kernels that all sum in one order: a row's bits do not depend on how many rows there are.
+    pub fn prepare_alike(&self, cuda: &Cuda) -> Result<Launch> {
+        self.prepare_flags("linear", cuda, self.flags(), self.n, None, true)
     }
 
     /// As [`Linear::prepare`] where `weight` holds packed integers.
     pub fn prepare_quantized(&self, cuda: &Cuda, quantized: &Quantized) -> Result<Launch> {
-        self.prepare_flags("linear", cuda, self.flags(), self.n, Some(quantized))
+        self.prepare_flags("linear", cuda, self.flags(), self.n, Some(quantized), false)
     }
 
     pub(super) fn flags(&self) -> i32 {
@@ -147,7 +152,7 @@ impl Linear<'_> {
             | (if self.output == DType::F32 { FLOAT_OUTPUT } else { 0 })
     }
 
-    /// `columns` are those of w.
+    /// `columns` are those of w; `alike`: as [`Linear::prepare_alike`].
     pub(super) fn prepare_flags(
         &self,
         op: &str,
@@ -155,10 +160,12 @@ impl Linear<'_> {
         flags: i32,
         columns: usize,
         quantized: Option<&Quantized>,
+        alike: bool,
     ) -> Result<Launch> {
         let suffix = ops::half_suffix(op, self.dtype)?;
         let storage = quantized.map_or(Storage::Dense, Quantized::storage);
-        let (choice, args) = self.arguments(op, cuda, flags, columns, self.n, quantized)?;
+        let choice = self.choose(cuda, columns, storage, alike);
+        let (choice, args) = self.arguments(op, choice, flags, columns, self.n, quantized)?;
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let (file, entry) = choice.kernel.entry(storage, suffix);
         let function = cuda.kernel(file, &entry)?;
@@ -171,11 +178,21 @@ impl Linear<'_> {
         unsafe { Launch::new(function, config, &args) }
     }
 
-    /// The kernel, and its arguments; y is as wide as `y_width`.
+    pub(super) fn choose(&self, cuda: &Cuda, columns: usize, storage: Storage, alike: bool) -> Choice {
+        let columns = columns.next_multiple_of(pack::PANEL_ROWS);
+        let multiprocessors = cuda.device().multiprocessors() as usize;
+        match alike {
+            true => choose_alike(storage, self.rows, columns, multiprocessors),
+            false => choose(storage, self.rows, columns, self.k, multiprocessors),
+        }
+    }
+
+    /// The arguments of a kernel, and that kernel, without splits where there is no memory for them; y is as wide as
+    /// `y_width`.
     pub(super) fn arguments(
         &self,
         op: &str,
-        cuda: &Cuda,
+        mut choice: Choice,
         flags: i32,
         columns: usize,
         y_width: usize,
@@ -183,9 +200,6 @@ impl Linear<'_> {
     ) -> Result<(Choice, LinearArgs)> {
         self.check(op, columns, y_width, quantized)?;
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
-        let multiprocessors = cuda.device().multiprocessors() as usize;
-        let storage = quantized.map_or(Storage::Dense, Quantized::storage);
-        let mut choice = choose(storage, self.rows, columns, self.k, multiprocessors);
         let (mut partial, mut arrived) = (0, 0);
         match &self.work {
             Some(work) if choice.splits > 1 => {

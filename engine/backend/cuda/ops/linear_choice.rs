@@ -166,6 +166,11 @@ impl Choice {
     }
 }
 
+/// As [`choose`], of the kernels that all sum a product in one order: a row's bits do not depend on how many there are.
+pub(super) fn choose_alike(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -> Choice {
+    Choice { kernel: tile(storage, rows, columns, multiprocessors), splits: 1 }
+}
+
 /// The kernel for `rows` of `[columns, k]`, columns a multiple of 64. The only place that knows which is best for what.
 pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, multiprocessors: usize) -> Choice {
     // Rows that the kernels with streams of weights take.
@@ -187,13 +192,24 @@ pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, mu
         let most = if blocks < multiprocessors { 2 * multiprocessors / blocks.max(1) } else { 1 };
         return Choice { kernel, splits: most.min(k / 1024).max(1) };
     }
+    let kernel = tile(storage, rows, columns, multiprocessors);
+    // Up to one block a multiprocessor (two of the smallest tile, which takes half the shared memory), each with enough
+    // k to be worth the sum over parts: that costs 8 bytes an element of y and part, against 2 of w an element and k.
+    let small = matches!(kernel, Kernel::Tile { rows: 32, .. });
+    let slots = if small { 2 * multiprocessors } else { multiprocessors };
+    let splits = (slots / kernel.blocks(rows, columns).max(1)).min(k / 512).max(1);
+    Choice { kernel, splits }
+}
+
+/// The tile for `rows` of a weight of `columns`.
+fn tile(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -> Kernel {
     // Rounds over the multiprocessors times the work of a tile, in which small tiles cost more: they copy more for a
     // multiplication. Half a tile in every multiprocessor is better than a whole one in half of them.
     let cost = |kernel: Kernel, percent: usize| {
         kernel.blocks(rows, columns).div_ceil(multiprocessors.max(1)) * kernel.sums(rows) * percent
     };
     let (small, middle) = if storage == Storage::Int8Both { (SMALL_PAIRS, MIDDLE_PAIRS) } else { (SMALL, MIDDLE) };
-    let kernel = match (rows, storage) {
+    match (rows, storage) {
         (0..=32, _) => small,
         // Sums of groups and totals of them leave no registers for larger tiles.
         (33..=64, _) | (_, Storage::Int4) => middle,
@@ -202,12 +218,7 @@ pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, mu
             let there = all.into_iter().filter(|(kernel, _)| *kernel != HUGE || storage != Storage::Int8);
             there.min_by_key(|(kernel, percent)| cost(*kernel, *percent)).map_or(LARGE, |(kernel, _)| kernel)
         }
-    };
-    // Up to one block a multiprocessor (two of the small tile, which takes half the shared memory), each with enough
-    // k to be worth the sum over parts: that costs 8 bytes an element of y and part, against 2 of w an element and k.
-    let slots = if kernel == small { 2 * multiprocessors } else { multiprocessors };
-    let splits = (slots / kernel.blocks(rows, columns).max(1)).min(k / 512).max(1);
-    Choice { kernel, splits }
+    }
 }
 
 #[cfg(test)]
