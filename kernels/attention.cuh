@@ -286,23 +286,24 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     kept[1] = rows.first;
     kept[2] = rows.rows;
   }
-  // Tiles of keys, by turn. First come those that not every row of the block sees whole: the last ones, then those before
-  // the first that all do see whole. The loop over the rest has neither masks nor bounds.
+  // Keys by tiles, in order: the order of a row's sums must not depend on which rows are in its block. Tiles that not
+  // every row of the block sees whole, first and last ones, take masks and bounds; so does the one before the last ones,
+  // for the copy that it starts. The loop over the rest has neither.
   const int first_tile = rows.begin / Tile::kKeys;
-  const int turns = (rows.end + Tile::kKeys - 1) / Tile::kKeys - first_tile;
+  const int end_tile = (rows.end + Tile::kKeys - 1) / Tile::kKeys;
   int free_begin = rows.begin, free_end = rows.end;
   if constexpr (kCausal) {
     const int last = min(rows.first + Tile::kRows, rows.rows) - 1;
     free_end = min(free_end, rows.position + rows.first / rows.group + 1);
     free_begin = max(free_begin, rows.position + last / rows.group + 1 - rows.window);
   }
-  const int late = turns - min(max(free_end / Tile::kKeys - first_tile, 0), turns);
-  const int masked = min(late + (free_begin + Tile::kKeys - 1) / Tile::kKeys - first_tile, turns);
-  const auto tile_of = [&](int turn) { return first_tile + (turn < late ? turns - late + turn : turn - late); };
-  if (turns > 0) {
-    keys.look_ahead(tile_of(0) * Tile::kKeys, rows.begin, rows.end);
-    keys.template copy<false>(tile_of(0) * Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base, v_base);
-    keys.look_ahead(tile_of(1) * Tile::kKeys, rows.begin, rows.end);
+  const int whole_tile = min((free_begin + Tile::kKeys - 1) / Tile::kKeys, end_tile);
+  const int whole_end = free_end / Tile::kKeys - 1;
+  if (first_tile < end_tile) {
+    const int at = first_tile * Tile::kKeys;
+    keys.look_ahead(at, rows.begin, rows.end);
+    keys.template copy<false>(at, rows.begin, rows.end, rows.head_dim, k_base, v_base);
+    keys.look_ahead(at + Tile::kKeys, rows.begin, rows.end);
   }
   cp_async_commit();
 
@@ -338,8 +339,10 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
       }
     }
   }
-  const uint32_t k_lane = Layout::offset((matrix / 2) * 8 + lane % 8, matrix % 2);
-  const uint32_t v_lane = Layout::offset((matrix % 2) * 8 + lane % 8, matrix / 2);
+  uint32_t k_lane = Layout::offset((matrix / 2) * 8 + lane % 8, matrix % 2);
+  uint32_t v_lane = Layout::offset((matrix % 2) * 8 + lane % 8, matrix / 2);
+  // Kept: the compiler would compute them anew for every tile.
+  asm volatile("" : "+r"(k_lane), "+r"(v_lane));
 
   float out[kRowTiles][kOutTiles][4];
   float shift[kRowTiles][2], row_sum[kRowTiles][2];
@@ -354,16 +357,16 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     row_sum[m][0] = row_sum[m][1] = 0.0f;
   }
 
-  // Keys `at..at + kKeys`, which lie in `buffer`. If there are more, it starts the copy of those from `next` on.
-  const auto take = [&](int at, uint32_t buffer, bool more, int next, int after_next, auto is_masked) {
+  // Keys `at..at + kKeys`, which lie in `buffer`. If there are more, it starts the copy of the next ones.
+  const auto take = [&](int at, uint32_t buffer, bool more, auto is_masked) {
     constexpr bool kMasked = decltype(is_masked)::value;
     cp_async_wait<0>();
     // This tile is there for all, and all have done with the one before it, whose buffer is filled next.
     __syncthreads();
     if (more) {
       const uint32_t other = Tile::kBufferBytes - buffer;
-      keys.template copy<!kMasked>(next, rows.begin, rows.end, rows.head_dim, k_base + other, v_base + other);
-      keys.look_ahead(after_next, rows.begin, rows.end);
+      keys.template copy<!kMasked>(at + Tile::kKeys, rows.begin, rows.end, rows.head_dim, k_base + other, v_base + other);
+      keys.look_ahead(at + 2 * Tile::kKeys, rows.begin, rows.end);
       cp_async_commit();
     }
     if (!active) return;
@@ -437,7 +440,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     }
 
     float top[kRowTiles][2];
-    bool grown = false;
+    bool grows[kRowTiles][2], any_grows = false;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -448,18 +451,18 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
         for (int n = 1; n < kScoreTiles; ++n) t = fmaxf(t, fmaxf(score[m][n][half * 2], score[m][n][half * 2 + 1]));
         t = fmaxf(t, __shfl_xor_sync(kAllLanes, t, 1));
         t = fmaxf(t, __shfl_xor_sync(kAllLanes, t, 2));
-        grown |= fmaf(t, rows.scale_log2, -shift[m][half]) > kSlack;
+        grows[m][half] = fmaf(t, rows.scale_log2, -shift[m][half]) > kSlack;
+        any_grows |= grows[m][half];
       }
     }
-    if (__any_sync(kAllLanes, grown)) {
+    if (__any_sync(kAllLanes, any_grows)) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
         float factor[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           // Only of rows that have grown themselves: which rows share a warp depends on the batch, a row's bits do not.
-          const bool grows = fmaf(top[m][half], rows.scale_log2, -shift[m][half]) > kSlack;
-          const float next = grows ? top[m][half] * rows.scale_log2 : shift[m][half];
+          const float next = grows[m][half] ? top[m][half] * rows.scale_log2 : shift[m][half];
           factor[half] = exp2_approx(shift[m][half] - next);
           shift[m][half] = next;
           row_sum[m][half] *= factor[half];
@@ -515,20 +518,25 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     }
   };
   uint32_t buffer = 0;
+  int at = first_tile * Tile::kKeys;
+  const int end = end_tile * Tile::kKeys;
+  // One copy of the masked loop's code serves before and after the other one.
 #pragma unroll 1
-  for (int turn = 0; turn < masked; ++turn) {
-    const auto at = [&](int later) { return tile_of(turn + later) * Tile::kKeys; };
-    take(at(0), buffer, turn + 1 < turns, at(1), at(2), std::true_type{});
-    buffer = Tile::kBufferBytes - buffer;
-  }
-  const int stop = (first_tile + turns - late) * Tile::kKeys;
+  for (int stop = whole_tile * Tile::kKeys;; stop = end) {
 #pragma unroll 1
-  for (int at = (first_tile + masked - late) * Tile::kKeys; at < stop; at += Tile::kKeys) {
-    take(at, buffer, at + Tile::kKeys < stop, at + Tile::kKeys, at + 2 * Tile::kKeys, std::false_type{});
-    buffer = Tile::kBufferBytes - buffer;
+    for (; at < stop; at += Tile::kKeys) {
+      take(at, buffer, at + Tile::kKeys < end, std::true_type{});
+      buffer = Tile::kBufferBytes - buffer;
+    }
+    if (stop == end) break;
+#pragma unroll 1
+    for (; at < whole_end * Tile::kKeys; at += Tile::kKeys) {
+      take(at, buffer, true, std::false_type{});
+      buffer = Tile::kBufferBytes - buffer;
+    }
   }
   // Without keys the copy of Q is still under way.
-  if (turns <= 0) {
+  if (first_tile >= end_tile) {
     cp_async_wait<0>();
     __syncthreads();
   }

@@ -3,6 +3,7 @@
 //! In: a cubin and cuobjdump (CUOBJDUMP, or where tools/scorecard.sh puts it). Out: instructions a tensor-core
 //! multiply, by entry. Not here: a disassembler; without cuobjdump there is nothing.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,7 +16,8 @@ pub fn cuobjdump() -> Option<PathBuf> {
 }
 
 /// Instructions a multiply in the innermost loop that has the most multiplies, by entry; entries without any are left
-/// out. Errors: cuobjdump's words.
+/// out. Of several with as many it is the shortest: a kernel that has its loop twice, with masks and without, is in the
+/// one without for all but the edges. Errors: cuobjdump's words.
 pub fn instructions_per_mma(cuobjdump: &std::path::Path, cubin: &[u8]) -> Result<BTreeMap<String, f64>, String> {
     let file = std::env::temp_dir().join(format!("scorecard.{}.cubin", std::process::id()));
     std::fs::write(&file, cubin).map_err(|e| e.to_string())?;
@@ -81,7 +83,8 @@ fn busiest_loop(code: &[Instruction]) -> Option<f64> {
         .collect();
     let inner = |l: &&(u64, u64)| !loops.iter().any(|o| o != *l && l.0 <= o.0 && o.1 <= l.1);
     let whole = (0, code.last()?.address);
-    let busiest = loops.iter().filter(inner).max_by_key(|l| count(**l).0).copied().unwrap_or(whole);
+    let busiest =
+        loops.iter().filter(inner).max_by_key(|l| (count(**l).0, Reverse(count(**l).1))).copied().unwrap_or(whole);
     let (mma, all) = count(busiest);
     (mma > 0).then(|| all as f64 / mma as f64)
 }

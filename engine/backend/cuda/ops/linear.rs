@@ -182,7 +182,7 @@ impl Linear<'_> {
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let multiprocessors = cuda.device().multiprocessors() as usize;
         match alike {
-            true => choose_alike(storage, self.rows, columns, multiprocessors),
+            true => choose_alike(storage, self.rows),
             false => choose(storage, self.rows, columns, self.k, multiprocessors),
         }
     }

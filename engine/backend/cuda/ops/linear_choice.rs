@@ -166,9 +166,16 @@ impl Choice {
     }
 }
 
-/// As [`choose`], of the kernels that all sum a product in one order: a row's bits do not depend on how many there are.
-pub(super) fn choose_alike(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -> Choice {
-    Choice { kernel: tile(storage, rows, columns, multiprocessors), splits: 1 }
+/// As [`choose`], of kernels that sum a product in one order: a row's bits do not depend on how many there are. The large
+/// tiles take the columns of a step in another order than these two.
+pub(super) fn choose_alike(storage: Storage, rows: usize) -> Choice {
+    let (small, middle) = small_tiles(storage);
+    Choice { kernel: if rows <= 32 { small } else { middle }, splits: 1 }
+}
+
+/// For up to 32 rows and up to 64.
+fn small_tiles(storage: Storage) -> (Kernel, Kernel) {
+    if storage == Storage::Int8Both { (SMALL_PAIRS, MIDDLE_PAIRS) } else { (SMALL, MIDDLE) }
 }
 
 /// The kernel for `rows` of `[columns, k]`, columns a multiple of 64. The only place that knows which is best for what.
@@ -208,7 +215,7 @@ fn tile(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -
     let cost = |kernel: Kernel, percent: usize| {
         kernel.blocks(rows, columns).div_ceil(multiprocessors.max(1)) * kernel.sums(rows) * percent
     };
-    let (small, middle) = if storage == Storage::Int8Both { (SMALL_PAIRS, MIDDLE_PAIRS) } else { (SMALL, MIDDLE) };
+    let (small, middle) = small_tiles(storage);
     match (rows, storage) {
         (0..=32, _) => small,
         // Sums of groups and totals of them leave no registers for larger tiles.
