@@ -9,8 +9,10 @@ use std::sync::Arc;
 use engine::backend::cuda::{Cuda, CudaBackend, CudaOptions};
 use engine::backend::{Bucket, Input};
 use engine::graph::fuse::fuse;
-use engine::graph::{Builder, Graph, Heads, Rotary, Sizes, Sym, plan};
+use engine::graph::{Builder, Dim, Graph, Heads, Normalization, Rotary, Sizes, Sym, plan};
+use engine::input::image::RgbImage;
 use engine::inspect::backends::BackendComparison;
+use engine::models::patches::Patches;
 use engine::tensor::{DType, HostTensor};
 
 /// Numbers from -1 to 1 that repeat from run to run.
@@ -96,4 +98,34 @@ fn positions_of_several_components_turn_q_and_k() {
         let report = beside.comparison.report();
         assert!(report.first.is_none() && report.rows.iter().all(|r| r.runs == 3), "{sections:?}: {report}");
     }
+}
+
+/// Patches of an odd size from bytes, normalised with three factors, for images of several sizes and for none.
+#[test]
+fn patches_are_embedded_from_bytes() {
+    let Some(cuda) = device::open() else { return };
+    let side = 5;
+    let normalize = Some(([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]));
+    let b = Builder::new("encoder");
+    let pixels = b.byte_input("pixels", Dim::times(Sym::Patches, 3 * side * side));
+    let origins = b.int_input("patch_origins", [Sym::Patches.into(), 2.into()]);
+    let x =
+        b.patch_embed("embed", [pixels, origins], 70, side, &Normalization { rescale: Some(1.0 / 255.0), normalize });
+    let x = b.linear("head", x, 24);
+    let graph = b.finish(&[x]).unwrap();
+    let sizes = |patches: usize| Sizes::default().with(Sym::Patches, patches);
+    let buckets = [16, 80].map(|n| Bucket { sizes: sizes(n), decode: false });
+    let mut beside = beside(&Arc::new(cuda), &graph, &buckets, 0.1);
+    for images in [[(2, 3), (1, 5)].as_slice(), &[(7, 9), (1, 1)], &[]] {
+        let mut patches = Patches::default();
+        for (i, (rows, cols)) in images.iter().enumerate() {
+            let (height, width) = (rows * side + i, cols * side + 2 * i);
+            let pixels = (0..height * width * 3).map(|p| (p * p % 251 + i) as u8).collect();
+            patches.push(&RgbImage { width, height, pixels }, side);
+        }
+        let inputs = [Input::Byte(&patches.pixels), Input::Int(&patches.origins)];
+        beside.program.run(&sizes(patches.origins.len() / 2), &inputs, None).unwrap();
+    }
+    let report = beside.comparison.report();
+    assert!(report.first.is_none() && report.rows.len() == 2 && report.rows[0].runs == 3, "{report}");
 }

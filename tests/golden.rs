@@ -6,7 +6,9 @@ mod golden_support;
 
 use std::sync::{Arc, Mutex};
 
+use engine::backend::cpu::patch_embed::patches;
 use engine::checkpoint::SafetensorsFile;
+use engine::graph::Op;
 use engine::input::image::{DecodeOptions, decode};
 use engine::models::{self, Array, Configs};
 use engine::run::engine::{Engine, EngineOptions};
@@ -69,15 +71,25 @@ fn pixels_equal_the_reference() {
 fn check_normalised(case: &Value, family: &dyn models::Family, tiles: &[models::Tile]) {
     let path = data().join("golden/idefics2").join(format!("{}.safetensors", text(case, "name")));
     let Ok(file) = SafetensorsFile::open(&path) else { return };
+    let embed = |op: &Op| match op {
+        Op::PatchEmbed { normalization, .. } => Some(*normalization),
+        _ => None,
+    };
+    let normalization =
+        family.encoder().unwrap().nodes.iter().find_map(|n| embed(&n.op)).expect("patches are embedded");
     for (i, tile) in tiles.iter().enumerate() {
         let Ok(tensor) = file.tensor(&format!("pixel_values.{i}")) else { continue };
         let values = tensor.to_f32().unwrap();
         let (h, w) = (tensor.shape()[1], tensor.shape()[2]);
         let batch = family.encoder_batch(&[(tile, 0)]);
-        let Array::Float(patches) = &batch.arrays[0] else { panic!("patches are floats") };
+        let (Array::Byte(pixels), Array::Int(origins)) = (&batch.arrays[0], &batch.arrays[1]) else {
+            panic!("pixels are bytes, origins are integers")
+        };
         let side = 14;
         let per_row = w / side;
-        for (p, patch) in patches.chunks_exact(3 * side * side).enumerate() {
+        let mut floats = vec![0.0; tile.patches * 3 * side * side];
+        patches(&mut floats, pixels, origins, side, &normalization).unwrap();
+        for (p, patch) in floats.chunks_exact(3 * side * side).enumerate() {
             for (j, got) in patch.iter().enumerate() {
                 let (c, y, x) = (j / (side * side), j / side % side, j % side);
                 let (y, x) = (p / per_row * side + y, p % per_row * side + x);

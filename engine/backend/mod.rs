@@ -37,6 +37,7 @@ pub struct WeightHandle(pub u32);
 pub enum Input<'a> {
     Float(&'a [f32]),
     Int(&'a [i32]),
+    Byte(&'a [u8]),
 }
 
 /// Sees every value of a run, in order: the node and its rows as f32. On the CPU later nodes read what it leaves there.

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::normalization::Normalization;
 use super::op::{Activation, Heads, Kind, Op, Type};
 use super::rotary::{self, Rotary};
 use super::shape::{Dim, Shape, Sym};
@@ -91,6 +92,11 @@ impl Builder {
         self.input(name, Kind::Int, Shape::new(dims))
     }
 
+    /// An array of bytes given every step.
+    pub fn byte_input(&self, name: &str, len: Dim) -> NodeId {
+        self.input(name, Kind::Byte, Shape::new([len]))
+    }
+
     /// A buffer that outlives the step; the same name gives the same buffer.
     pub fn state(&self, name: &str, shape: Shape) -> StateId {
         let mut inner = self.inner.borrow_mut();
@@ -120,13 +126,20 @@ impl Builder {
         self.push(name, Op::Linear { weight, bias }, &[x])
     }
 
-    /// A linear whose weight is stored with more dimensions, as a patch convolution's is.
-    pub fn linear_bias_shaped(&self, name: &str, x: NodeId, shape: Vec<usize>) -> NodeId {
+    /// The convolution `name` of patches of `side` pixels with a bias, `[patches, n]`. `pixels` and `origins` as
+    /// [`Op::PatchEmbed`] takes them.
+    pub fn patch_embed(
+        &self,
+        name: &str,
+        [pixels, origins]: [NodeId; 2],
+        n: usize,
+        side: usize,
+        normalization: &Normalization,
+    ) -> NodeId {
         let s = self.scope(name);
-        let n = shape[0];
-        let weight = s.weight("weight", shape, true);
+        let weight = s.weight("weight", vec![n, 3, side, side], true);
         let bias = Some(s.weight("bias", vec![n], false));
-        self.push(name, Op::Linear { weight, bias }, &[x])
+        self.push(name, Op::PatchEmbed { weight, bias, normalization: *normalization }, &[pixels, origins])
     }
 
     /// A linear whose weight is that of another path, written in full, as a tied head's is.

@@ -5,6 +5,7 @@
 
 pub mod builder;
 pub mod fuse;
+pub mod normalization;
 pub mod op;
 pub mod plan;
 pub mod rotary;
@@ -14,6 +15,7 @@ pub mod verify;
 use std::fmt;
 
 pub use builder::Builder;
+pub use normalization::Normalization;
 pub use op::{Activation, Arg, Cost, Heads, Kind, Norm, Op, Qkv, Type};
 pub use plan::{Layout, Plan};
 pub use rotary::Rotary;

@@ -4,15 +4,17 @@
 //! In: types of inputs. Out: type of the output, cost, expansion. Owns: what each operation means.
 //! Not here: how a backend does it.
 
+use super::normalization::Normalization;
 use super::rotary::Rotary;
 use super::shape::{Dim, Shape, Sizes, Sym};
 use super::{Graph, StateId, WeightId};
 
-/// What a value holds: activations (the backend's own float type) or 32-bit integers.
+/// What a value holds: activations (the backend's own float type), 32-bit integers, or bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Float,
     Int,
+    Byte,
 }
 
 /// Type of a value.
@@ -63,6 +65,10 @@ pub enum Op {
     Input,
     /// `(x [T, k]) -> [T, n]`, `y = x * w^T + b` with `w [n, k]`.
     Linear { weight: WeightId, bias: Option<WeightId> },
+    /// `(pixels [..] of bytes, origins [T, 2]) -> [T, d]`: the convolution of patches that touch, `w [d, 3, P, P]`, of
+    /// normalised pixels. Pixels are images `[height, width, 3]`, one after another; an origin is the byte of a patch's
+    /// first pixel and the bytes from one of its rows to the next.
+    PatchEmbed { weight: WeightId, bias: Option<WeightId>, normalization: Normalization },
     /// `(x [T, d]) -> [T, d]`, over the last dimension, biased variance.
     LayerNorm { weight: WeightId, bias: WeightId, eps: f32 },
     /// `(x [T, d]) -> [T, d]`, `x / sqrt(mean(x^2) + eps) * w`.
@@ -159,6 +165,7 @@ impl Op {
         match self {
             Op::Input => "input",
             Op::Linear { .. } => "linear",
+            Op::PatchEmbed { .. } => "patch_embed",
             Op::LayerNorm { .. } => "layer_norm",
             Op::RmsNorm { .. } => "rms_norm",
             Op::Activation(Activation::Silu) => "silu",
@@ -191,6 +198,7 @@ impl Op {
     pub fn weights(&self) -> Vec<WeightId> {
         match self {
             Op::Linear { weight, bias }
+            | Op::PatchEmbed { weight, bias, .. }
             | Op::LinearAdd { weight, bias }
             | Op::LinearActivation { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::NormLinear { norm, weight, bias, .. } => [norm.weight, *weight].into_iter().chain(*bias).collect(),
@@ -284,6 +292,19 @@ impl Op {
                 want(0, Kind::Float, &[None, Some(k.into())])?;
                 bias_fits(*bias, n)?;
                 float(Shape::matrix(inputs[0].shape.rows(), n))
+            }
+            Op::PatchEmbed { weight, bias, .. } => {
+                count(2)?;
+                let [d, 3, side, other] = graph.weight(*weight).shape[..] else {
+                    return Err(format!("weight: expected [d, 3, P, P], got {:?}", graph.weight(*weight).shape));
+                };
+                if side != other || side == 0 {
+                    return Err(format!("patches of {side}x{other} pixels"));
+                }
+                want(0, Kind::Byte, &[None])?;
+                want(1, Kind::Int, &[None, Some(2.into())])?;
+                bias_fits(*bias, d)?;
+                float(Shape::matrix(inputs[1].shape.rows(), d))
             }
             Op::NormLinear { norm, weight, bias, gathered } => {
                 count(1 + usize::from(*gathered))?;
@@ -493,7 +514,9 @@ impl Op {
             | Op::LinearActivation { .. }
             | Op::GatedLinear { .. }
             | Op::QkvRope { .. } => 2 * weight_elements * inputs[0].shape.rows().eval(sizes) as u64,
-            Op::NormLinear { .. } => 2 * weight_elements * output.shape.rows().eval(sizes) as u64,
+            Op::NormLinear { .. } | Op::PatchEmbed { .. } => {
+                2 * weight_elements * output.shape.rows().eval(sizes) as u64
+            }
             Op::Attention(h) => {
                 let (q, k) = (inputs[0].shape.rows().eval(sizes), inputs[1].shape.rows().eval(sizes));
                 4 * (q * k * h.num_heads * h.head_dim) as u64

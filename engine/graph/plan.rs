@@ -32,6 +32,8 @@ impl Layout {
     pub fn value_bytes(&self, ty: &Type, sizes: &Sizes) -> usize {
         match ty.kind {
             Kind::Int => ty.shape.elements(sizes) * 4,
+            // Whole words, so that bytes may be read as such.
+            Kind::Byte => ty.shape.elements(sizes).next_multiple_of(4),
             Kind::Float => self.rows_bytes(&ty.shape, sizes),
         }
     }

@@ -132,6 +132,8 @@ impl Limit {
             // Several roundings within.
             Op::SelfAttention { .. } => limit(2.0, 8.0),
             Op::QkvRope { .. } | Op::NormLinear { .. } => limit(4.0, 0.0),
+            // Weights are rounded with the normalisation in them, pixels not at all.
+            Op::PatchEmbed { .. } => limit(4.0, 0.0),
             Op::GatedLinear { norm: Some(_), .. } => limit(8.0, 0.0),
             _ => limit(1.0, 0.0),
         }
@@ -229,7 +231,7 @@ impl Program for ComparedProgram {
             .iter()
             .map(|input| match input {
                 Input::Float(x) => Some(x.iter().map(|v| round(self.dtype, *v)).collect()),
-                Input::Int(_) => None,
+                Input::Int(_) | Input::Byte(_) => None,
             })
             .collect();
         let inputs: Vec<Input> =

@@ -3,12 +3,13 @@
 //! Source: transformers 5.23 `models/idefics2` (modeling, image_processing_pil, processing).
 
 use super::blocks::{LlamaLayer, VisionLayer, gated_mlp};
+use super::patches::Patches;
 use super::positions::{bucketed_patch_positions, rotary};
 use super::{Array, Configs, EncoderBatch, Family, TextLimits, Tile};
 use crate::checkpoint::config::Section;
 use crate::checkpoint::rope::RopeParameters;
-use crate::graph::{Activation, Builder, Dim, Graph, Heads, NodeId, Op, Shape, Sizes, Sym};
-use crate::input::image::{Filter, Normalizer, RgbImage, resize};
+use crate::graph::{Activation, Builder, Dim, Graph, Heads, NodeId, Normalization, Op, Sizes, Sym};
+use crate::input::image::{Filter, RgbImage, resize};
 use crate::input::prompt::PromptText;
 use crate::{Error, Result};
 
@@ -43,7 +44,7 @@ struct Processor {
     filter: Filter,
     split: bool,
     resize: bool,
-    normalizer: Normalizer,
+    normalization: Normalization,
     key: String,
 }
 
@@ -168,8 +169,8 @@ impl Processor {
             .transpose()?;
         let (split, resize) = (flag("do_image_splitting", false)?, flag("do_resize", true)?);
         let key = format!("{shortest_edge} {longest_edge} {filter:?} {split} {resize} {rescale:?} {normalize:?}");
-        let normalizer = Normalizer::new(rescale, normalize);
-        Ok(Processor { shortest_edge, longest_edge, filter, split, resize, normalizer, key })
+        let normalization = Normalization { rescale, normalize };
+        Ok(Processor { shortest_edge, longest_edge, filter, split, resize, normalization, key })
     }
 
     /// Width and height after resizing: the longer side at most `longest_edge`, both at least `shortest_edge`.
@@ -206,8 +207,9 @@ impl Family for Idefics2 {
 
     fn encoder(&self) -> Result<Graph> {
         let b = Builder::new("encoder");
-        let patch_elements = 3 * self.patch_size * self.patch_size;
-        let patches = b.float_input("patches", Shape::matrix(Sym::Patches, patch_elements));
+        let patch_bytes = 3 * self.patch_size * self.patch_size;
+        let pixels = b.byte_input("pixels", Dim::times(Sym::Patches, patch_bytes));
+        let origins = b.int_input("patch_origins", [Sym::Patches.into(), 2.into()]);
         let positions = b.int_input("patch_positions", [Sym::Patches.into()]);
         let segments = [Dim::from(Sym::Images).plus(1)];
         let cu_patches = b.int_input("cu_patches", segments);
@@ -218,7 +220,8 @@ impl Family for Idefics2 {
         let v = b.scope("model.vision_model");
         let d = self.vision.hidden_size;
         let e = v.scope("embeddings");
-        let x = e.linear_bias_shaped("patch_embedding", patches, vec![d, 3, self.patch_size, self.patch_size]);
+        let normalization = &self.processor.normalization;
+        let x = e.patch_embed("patch_embedding", [pixels, origins], d, self.patch_size, normalization);
         let position = e.embedding("position_embedding", positions, self.table_side * self.table_side, d);
         let mut x = e.add("", x, position);
         for i in 0..self.vision_layers {
@@ -339,25 +342,13 @@ impl Family for Idefics2 {
     }
 
     fn encoder_batch(&self, tiles: &[(&Tile, usize)]) -> EncoderBatch {
-        let patch = self.patch_size;
-        let mut patches = Vec::with_capacity(tiles.iter().map(|(t, _)| t.patches).sum::<usize>() * 3 * patch * patch);
+        let mut patches = Patches::default();
         let mut positions = Vec::new();
         let (mut cu_patches, mut cu_latents, mut cu_context) = (vec![0], vec![0], vec![0]);
         let mut slab_rows = Vec::new();
         for (tile, first_row) in tiles {
-            let image = &tile.pixels;
-            let (h, w) = (image.height / patch, image.width / patch);
+            let (h, w) = patches.push(&tile.pixels, self.patch_size);
             positions.extend(bucketed_patch_positions(h, w, self.table_side));
-            for (row, col) in (0..h).flat_map(|r| (0..w).map(move |c| (r, c))) {
-                for channel in 0..3 {
-                    for y in row * patch..(row + 1) * patch {
-                        let line = &image.pixels[3 * (y * image.width + col * patch)..][..3 * patch];
-                        let values =
-                            line.chunks_exact(3).map(|px| self.processor.normalizer.value(channel, px[channel]));
-                        patches.extend(values);
-                    }
-                }
-            }
             let n = cu_patches.len() as i32;
             let latents = self.perceiver.latents as i32;
             let total = positions.len() as i32;
@@ -370,8 +361,8 @@ impl Family for Idefics2 {
             .with(Sym::Patches, positions.len())
             .with(Sym::Images, tiles.len())
             .with(Sym::ContextRows, positions.len() + tiles.len() * self.perceiver.latents);
-        let ints = [positions, cu_patches, cu_latents, cu_context, slab_rows].map(Array::Int);
-        EncoderBatch { sizes, arrays: std::iter::once(Array::Float(patches)).chain(ints).collect() }
+        let ints = [patches.origins, positions, cu_patches, cu_latents, cu_context, slab_rows].map(Array::Int);
+        EncoderBatch { sizes, arrays: std::iter::once(Array::Byte(patches.pixels)).chain(ints).collect() }
     }
 }
 

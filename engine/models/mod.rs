@@ -5,6 +5,7 @@
 
 pub mod blocks;
 pub mod idefics2;
+pub mod patches;
 pub mod positions;
 
 use std::path::Path;
@@ -99,6 +100,7 @@ pub struct EncoderBatch {
 pub enum Array {
     Float(Vec<f32>),
     Int(Vec<i32>),
+    Byte(Vec<u8>),
 }
 
 /// A model family: everything that only it decides.

@@ -112,6 +112,7 @@ impl Executor {
                 .map(|a| match a {
                     Array::Float(x) => Input::Float(x),
                     Array::Int(x) => Input::Int(x),
+                    Array::Byte(x) => Input::Byte(x),
                 })
                 .collect();
             let probe: Option<&mut Probe> = match probe.as_mut() {

@@ -5,4 +5,5 @@ mod attention;
 mod common;
 mod elementwise;
 mod matmul;
+mod patch_embed;
 mod rotary;

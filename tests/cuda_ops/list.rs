@@ -14,6 +14,7 @@ mod linear_quantized;
 mod linear_w8a8;
 mod norm_linear;
 mod paged_attention;
+mod patch_embed;
 mod pool;
 mod qkv;
 mod rmsnorm;
@@ -32,6 +33,7 @@ pub const OPS: &[harness::Op] = &[
     qkv::OP,
     linear_quantized::OP,
     linear_w8a8::OP,
+    patch_embed::OP,
     pool::OP,
     sampling::OP,
     rope::OP,

@@ -21,6 +21,7 @@ pub mod matrix;
 mod memory;
 pub mod norms;
 mod parallel;
+pub mod patch_embed;
 mod program;
 pub mod rope;
 mod simd;

@@ -11,7 +11,9 @@ use memmap2::MmapMut;
 use super::attention::PagedKv;
 use super::kv_cache::{KvData, KvDataMut, KvShape};
 use super::rope::Angles;
-use super::{Matrix, WeightData, activations, attention, elementwise, gather, kv_cache, matmul, norms, rope};
+use super::{
+    Matrix, WeightData, activations, attention, elementwise, gather, kv_cache, matmul, norms, patch_embed, rope,
+};
 use crate::backend::{Backend, Bucket, DeviceInfo, Input, Needs, Probe, Program, WeightHandle};
 use crate::graph::builder::PAGE_SIZE;
 use crate::graph::fuse::Fusion;
@@ -180,6 +182,7 @@ impl Program for CpuProgram {
             let len = match array {
                 Input::Float(x) if node.ty.kind == Kind::Float => x.len(),
                 Input::Int(x) if node.ty.kind == Kind::Int => x.len(),
+                Input::Byte(x) if node.ty.kind == Kind::Byte => x.len(),
                 _ => return Err(Error::Internal(format!("{}: input {} of the wrong kind", graph.name, node.name))),
             };
             let want = node.ty.shape.elements(sizes);
@@ -281,6 +284,13 @@ impl<'a> Run<'a> {
         }
     }
 
+    fn bytes(&self, id: NodeId) -> Result<&'a [u8]> {
+        match self.given[id.0 as usize] {
+            Some(Input::Byte(x)) => Ok(x),
+            _ => Err(Error::Internal(format!("{} is no input of bytes", self.plan.graph.node(id).name))),
+        }
+    }
+
     fn matrix(&self, id: WeightId) -> Result<Matrix<'a>> {
         let Weight::Matrix { tensor, n, k } = &self.weights[id.0 as usize] else {
             return Err(Error::Internal(format!("{} is no matrix", self.plan.graph.weight(id).name)));
@@ -311,6 +321,12 @@ impl<'a> Run<'a> {
             Op::Linear { weight, bias } => {
                 let bias = bias.map(|b| self.vector(b)).transpose()?;
                 matmul::linear(self.out(id)?, self.float(x[0])?, self.rows(x[0]), &self.matrix(*weight)?, bias)
+            }
+            Op::PatchEmbed { weight, bias, normalization } => {
+                let bias = bias.map(|b| self.vector(b)).transpose()?;
+                let side = self.plan.graph.weight(*weight).shape.last().copied().unwrap_or(0);
+                let input = (self.bytes(x[0])?, self.int(x[1])?);
+                patch_embed::patch_embed(self.out(id)?, input, side, normalization, &self.matrix(*weight)?, bias)
             }
             Op::LinearAdd { weight, bias } => {
                 let bias = bias.map(|b| self.vector(b)).transpose()?;

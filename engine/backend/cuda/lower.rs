@@ -15,14 +15,16 @@ use super::ops::kv_write::KvWrite;
 use super::ops::layernorm::LayerNorm;
 use super::ops::linear::GatedLinear;
 use super::ops::paged_attention::PagedAttention;
+use super::ops::patch_embed::PatchEmbed;
 use super::ops::rope::{Angles, Rope, RopeKeys};
 use super::ops::rows::{MoveRows, RowMove};
+use super::pack_patches::PatchFold;
 use super::scratch::Scratch;
 use super::staging::{Staging, StagingLayout};
 use super::upload::{Form, Use, Weights};
 use super::{DeviceBuffer, DeviceSlice, Launch};
 use crate::backend::Bucket;
-use crate::graph::{Dim, Graph, Heads, Kind, Node, NodeId, Norm, Op, Plan, Rotary, StateId, WeightId};
+use crate::graph::{Dim, Graph, Heads, Kind, Node, NodeId, Norm, Normalization, Op, Plan, Rotary, StateId, WeightId};
 use crate::{Error, Result};
 
 /// Whether kernels are there for a node; sizes are looked at when it is lowered.
@@ -119,10 +121,15 @@ impl<'a> Lowering<'a> {
     }
 
     fn ints(&self, id: NodeId) -> Result<DeviceSlice<'a>> {
+        self.array(id, Kind::Int)
+    }
+
+    /// An input as the host gave it.
+    fn array(&self, id: NodeId, kind: Kind) -> Result<DeviceSlice<'a>> {
         let node = self.plan.graph.node(id);
         match self.place.array(id) {
-            Some((offset, bytes)) if node.ty.kind == Kind::Int => self.staging.slice(offset, bytes),
-            _ => Err(Error::Internal(format!("{} is not an integer input", node.name))),
+            Some((offset, bytes)) if node.ty.kind == kind => self.staging.slice(offset, bytes),
+            _ => Err(Error::Internal(format!("{} is no input of {kind:?}", node.name))),
         }
     }
 
@@ -149,6 +156,34 @@ impl<'a> Lowering<'a> {
     /// Columns of a matrix in its stored shape.
     fn k(&self, id: WeightId) -> usize {
         self.plan.graph.weight(id).shape.iter().skip(1).product()
+    }
+
+    /// `input` are pixels and the origins of patches.
+    fn patch_embed(
+        &self,
+        id: NodeId,
+        input: [NodeId; 2],
+        (weight, bias): (WeightId, Option<WeightId>),
+        normalization: &Normalization,
+    ) -> Result<Launch> {
+        let y = self.value(id)?;
+        let side = self.plan.graph.weight(weight).shape.last().copied().unwrap_or(0);
+        let fold = PatchFold::new(side, normalization);
+        let op = PatchEmbed {
+            dtype: self.shared.dtype,
+            pixels: self.array(input[0], Kind::Byte)?,
+            origins: self.ints(input[1])?,
+            side,
+            weight: self.weights.slice(Use::patches(fold, weight))?,
+            bias: self.weights.slice(Use::patch_bias(fold, weight, bias))?,
+            scale: PatchFold::scale(normalization),
+            y: y.slice,
+            y_stride: y.stride,
+            rows: y.rows,
+            n: y.cols,
+            num_rows: y.num_rows,
+        };
+        op.prepare(&self.shared.cuda)
     }
 
     /// `cu` are the cumulative lengths of queries and of keys.
@@ -255,6 +290,9 @@ impl<'a> Lowering<'a> {
             Op::Input => Ok(Vec::new()),
             Op::Linear { weight, bias } => {
                 Ok(vec![self.linear_layer(id, self.value(x[0])?, None, (*weight, *bias), None, None)?])
+            }
+            Op::PatchEmbed { weight, bias, normalization } => {
+                Ok(vec![self.patch_embed(id, [x[0], x[1]], (*weight, *bias), normalization)?])
             }
             Op::LinearAdd { weight, bias } => {
                 Ok(vec![self.linear_layer(id, self.value(x[1])?, None, (*weight, *bias), Some(x[0]), None)?])

@@ -14,6 +14,7 @@ pub mod launch;
 mod lower;
 pub mod ops;
 pub mod pack;
+pub mod pack_patches;
 pub mod pack_quantized;
 mod program;
 mod scratch;

@@ -145,7 +145,7 @@ pub fn pack_gated_matrix(name: &str, gate: &HostTensor, up: &HostTensor, dtype: 
 }
 
 /// A stored matrix.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     name: &'a str,
     dtype: DType,
     bytes: &'a [u8],
@@ -154,7 +154,7 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(name: &'a str, tensor: &'a HostTensor) -> Result<Source<'a>> {
+    pub(super) fn new(name: &'a str, tensor: &'a HostTensor) -> Result<Source<'a>> {
         let (Some(&n), k) = (tensor.shape().first(), tensor.shape().iter().skip(1).product::<usize>()) else {
             return Err(Error::Internal(format!("{name}: expected a matrix, got {tensor:?}")));
         };
@@ -187,7 +187,19 @@ impl<'a> Source<'a> {
         Ok(true)
     }
 
-    fn round(&self, values: impl Iterator<Item = f32>, dtype: DType, to: &mut [u16]) -> Result<()> {
+    /// Row `row` as f32; none beyond the last one.
+    pub(super) fn values(&self, row: usize) -> Option<Vec<f32>> {
+        let row_bytes = self.k * self.dtype.size();
+        let from = self.bytes.get(row * row_bytes..(row + 1) * row_bytes)?;
+        Some(match self.dtype {
+            DType::F32 => from.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            DType::F16 => from.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            _ => from.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        })
+    }
+
+    /// Rounds values to the bits of `dtype`. Errors: a finite one that f16 cannot hold.
+    pub(super) fn round(&self, values: impl Iterator<Item = f32>, dtype: DType, to: &mut [u16]) -> Result<()> {
         if dtype == DType::Bf16 {
             for (to, value) in to.iter_mut().zip(values) {
                 *to = bf16::from_f32(value).to_bits();
@@ -214,13 +226,13 @@ fn tile_row(g: usize) -> usize {
 }
 
 /// Packs a panel whose rows `read` gives: packed row number, room for k elements -> whether there is such a row.
-fn pack_rows(
+pub(super) fn pack_rows(
     name: &str,
     k: usize,
     dtype: DType,
     panel: usize,
     out: &mut [u8],
-    read: impl Fn(usize, &mut [u16]) -> Result<bool>,
+    mut read: impl FnMut(usize, &mut [u16]) -> Result<bool>,
 ) -> Result<()> {
     if !matches!(dtype, DType::F16 | DType::Bf16) {
         return Err(Error::Unsupported(format!("{name}: packed weights of type {}", dtype.name())));

@@ -157,6 +157,7 @@ impl CudaProgram {
             .map(|(_, n)| match n.ty.kind {
                 Kind::Int => Input::Int(&zeros[..n.ty.shape.elements(&none)]),
                 Kind::Float => Input::Float(&[]),
+                Kind::Byte => Input::Byte(&[]),
             })
             .collect();
         let Shared { stream, dtype, .. } = &*self.shared;

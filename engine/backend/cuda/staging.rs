@@ -141,6 +141,7 @@ impl Staging {
             let got = match input {
                 Input::Int(x) => x.len(),
                 Input::Float(x) => x.len(),
+                Input::Byte(x) => x.len(),
             };
             if got != want {
                 return Err(fault(format!("of {got} elements, expected {want}")));
@@ -161,6 +162,10 @@ impl Staging {
                     }
                     to.par_chunks_mut(row_bytes).zip(x.par_chunks(cols)).for_each(|(to, row)| round(dtype, row, to));
                 }
+                Input::Byte(x) if node.ty.kind == Kind::Byte => match to.get_mut(..x.len()) {
+                    Some(to) => to.copy_from_slice(x),
+                    None => return Err(fault("larger than the bucket".into())),
+                },
                 _ => return Err(fault("of the wrong kind".into())),
             }
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::driver::{Device, DeviceBuffer, DeviceSlice, Event, PinnedBuffer, Stream};
+use super::pack_patches::{self, PatchFold};
 use super::{pack, staging};
 use crate::graph::{Graph, Norm, Op, WeightId};
 use crate::tensor::{DType, HostTensor};
@@ -35,6 +36,9 @@ pub enum Form {
     },
     /// A norm's weight for a linear layer that applies it.
     Norm,
+    /// Tiles of a patch embedding's weight, and its bias, with the normalisation of pixels in them.
+    PackedPatches(PatchFold),
+    PatchBias(PatchFold),
 }
 
 /// Weights that an operation reads as one: several vectors or matrices lie one below the other.
@@ -51,6 +55,14 @@ impl Use {
 
     pub fn pair(gate: WeightId, up: WeightId) -> Use {
         Use { form: Form::PackedPair, weights: [Some(gate), Some(up), None] }
+    }
+
+    pub fn patches(fold: PatchFold, weight: WeightId) -> Use {
+        Use::of(Form::PackedPatches(fold), weight)
+    }
+
+    pub fn patch_bias(fold: PatchFold, weight: WeightId, bias: Option<WeightId>) -> Use {
+        Use { form: Form::PatchBias(fold), weights: [Some(weight), bias, None] }
     }
 
     pub fn joined(form: Form, weights: [WeightId; 3]) -> Use {
@@ -71,6 +83,11 @@ impl Use {
             Form::Rows => Pieces { count: n, bytes: k.next_multiple_of(super::ROW_ALIGN) * 2 },
             Form::VectorQkv { .. } => Pieces { count: 1, bytes: n * 4 },
             Form::Norm => Pieces { count: 1, bytes: pack::norm_bytes(n) },
+            Form::PackedPatches(fold) => {
+                Pieces { count: n.div_ceil(pack::PANEL_ROWS), bytes: pack::panel_bytes(fold.columns()) }
+            }
+            // Of the weight's rows; the bias is as long.
+            Form::PatchBias(_) => Pieces { count: 1, bytes: shapes.clone().next().map_or(1, |s| s[0]) * 4 },
             Form::Packed | Form::PackedPair | Form::PackedQkv { .. } => {
                 Pieces { count: n.div_ceil(pack::PANEL_ROWS), bytes: pack::panel_bytes(k) }
             }
@@ -84,11 +101,15 @@ impl Use {
 }
 
 /// What an operation reads, in which form.
-pub fn uses_of(op: &Op) -> Vec<Use> {
+pub fn uses_of(graph: &Graph, op: &Op) -> Vec<Use> {
     let vector = |w: &WeightId| Use::of(Form::Vector, *w);
     match op {
         Op::Linear { weight, bias } | Op::LinearAdd { weight, bias } | Op::LinearActivation { weight, bias, .. } => {
             std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector)).collect()
+        }
+        Op::PatchEmbed { weight, bias, normalization } => {
+            let fold = PatchFold::new(graph.weight(*weight).shape.last().copied().unwrap_or(0), normalization);
+            vec![Use::patches(fold, *weight), Use::patch_bias(fold, *weight, *bias)]
         }
         Op::NormLinear { norm, weight, bias, .. } => {
             let layer = std::iter::once(Use::of(Form::Packed, *weight)).chain(bias.as_ref().map(vector));
@@ -120,7 +141,7 @@ fn norm_uses(norm: Option<&Norm>) -> impl Iterator<Item = Use> {
 /// Every use of a graph once, in the order of its nodes.
 pub fn uses(graph: &Graph) -> Vec<Use> {
     let mut all = Vec::new();
-    for found in graph.nodes.iter().flat_map(|n| uses_of(&n.op)) {
+    for found in graph.nodes.iter().flat_map(|n| uses_of(graph, &n.op)) {
         if !all.contains(&found) {
             all.push(found);
         }
@@ -235,6 +256,18 @@ impl Source<'_> {
                 for (row, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                     *out = values[pack::qkv_row(row, head_dim, turned)].to_ne_bytes();
                 }
+                Ok(())
+            }
+            Form::PackedPatches(fold) => {
+                let weight = self.tensors[0];
+                let pack =
+                    |(i, out)| pack_patches::pack_patch_panel(self.name, weight, &fold, self.dtype, start + i, out);
+                pieces.try_for_each(pack)
+            }
+            Form::PatchBias(fold) => {
+                let bias = self.tensors.get(1).map(|b| b.to_f32()).transpose()?;
+                let all = pack_patches::patch_biases(self.name, self.tensors[0], bias.as_deref(), &fold)?;
+                out.copy_from_slice(bytemuck::cast_slice(&all));
                 Ok(())
             }
             Form::Norm => pack::pack_norm(&self.tensors[0].to_f32()?, self.dtype, out),

@@ -1,8 +1,8 @@
 //! Images as a user sends them, turned into upright 8-bit RGB and resized as Pillow does.
 //!
-//! In: encoded bytes, paths, URLs. Out: `RgbImage`, resized images, normalised pixel values.
-//! Owns: decoding, EXIF orientation, colour modes, resampling, the value tables of normalisation.
-//! Not here: sizes, tiles, padding and channel order, which a family decides.
+//! In: encoded bytes, paths, URLs. Out: `RgbImage`, resized images.
+//! Owns: decoding, EXIF orientation, colour modes, resampling.
+//! Not here: sizes, tiles and padding, which a family decides; normalisation, which is a part of the encoder.
 
 pub mod color;
 mod decode;
@@ -10,7 +10,6 @@ mod exif;
 mod fetch;
 mod formats;
 mod jpeg;
-mod normalize;
 mod resample;
 mod resample_simd;
 mod sniff;
@@ -18,7 +17,6 @@ pub mod source;
 mod tiff;
 
 pub use decode::{DecodeOptions, decode};
-pub use normalize::Normalizer;
 pub use resample::{Filter, resize};
 
 /// An upright image in 8-bit RGB, values as stored (no colour management, as in `PIL.Image.convert("RGB")`).

@@ -12,6 +12,7 @@ pub mod linear;
 mod linear_choice;
 mod norm;
 pub mod paged_attention;
+pub mod patch_embed;
 pub mod pool;
 pub mod quantize_rows;
 pub mod rmsnorm;
