@@ -26,7 +26,7 @@ use wrapped::{Compiled, Wrapped, eager};
 
 /// Largest difference of a log-probability among the five best, while both read the same tokens.
 fn limit(dtype: DType) -> f32 {
-    if dtype == DType::F16 { 0.06 } else { 0.3 }
+    if dtype == DType::F16 { 0.05 } else { 0.3 }
 }
 
 fn on_gpu(model: &str, dtype: DType) -> EngineOptions {
