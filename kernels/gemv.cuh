@@ -1,6 +1,6 @@
-// The body of the kernels for few rows: streams of weights, rings of x, products, sums over warps and splits of k,
-// epilogue. For gemv.cu (weights as stored), gemv_int8.cu, gemv_int4.cu; with what comes before and after a layer's
-// product in the same launch, for gemv_norm.cu and gemv_qkv.cu.
+// What the kernels for few rows share: copies of x, and what becomes of the warps' sums. Then the body of those for
+// weights as stored, gemv.cu, with what comes before and after a layer's product in the same launch, for gemv_norm.cu
+// and gemv_qkv.cu. That of integers is gemv_integers.cuh.
 //
 // Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh, qkv.cuh).
 #pragma once
@@ -12,280 +12,300 @@
 namespace engine {
 
 constexpr int kWarps = 8;
-// Blocks of two tiles on a multiprocessor. From sm_100 on they take more than the 64 registers that four blocks leave.
+// Blocks with a norm on a multiprocessor. From sm_100 on they take a few more than the 48 registers that five leave.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kWideBlocks = 3;
+constexpr int kNormBlocks = 4;
 #else
-constexpr int kWideBlocks = 4;
+constexpr int kNormBlocks = 5;
 #endif
 
-// Copies of x: a lane has one 16-byte chunk of every kStep-th row of its warp's unit.
-template <typename T, int kRows, int kUnit>
+// x in shared memory, 16 kSteps columns at a time. A row has a chunk of 16 bytes more than that, so that the eight rows
+// of an ldmatrix phase lie in different banks.
+template <int kSteps>
+constexpr int kRowBytes = kSteps * kTileK * 2 + 16;
+
+// The part of `kSharing` warps in copies of a unit of x, `kSteps` steps of `kRows` rows: a lane has one 16-byte chunk of
+// every kApart-th of its warp's rows.
+template <typename T, int kRows, int kSteps, int kSharing>
 struct Copy {
-  static constexpr int kChunks = kUnit * 2;             // of a row of a unit
-  static constexpr int kStep = kWarpThreads / kChunks;  // rows
-  const char* from;  // this lane's chunk of the next unit, in its first row
+  static constexpr int kChunks = kSteps * 2;             // of a row of a unit
+  static constexpr int kApart = kWarpThreads / kChunks;  // rows
+  static constexpr int kCopies = kRows / (kApart * kSharing);
+  static_assert(kCopies * kApart * kSharing == kRows, "every row once");
+  uint32_t from;  // bytes from x to this lane's chunk of the next unit, in its first row
   uint32_t to;
-  int left;  // columns of x from there on
-  int row;
+  int row, rows;
 
-  __device__ __forceinline__ Copy(const LinearArgs& args, uint32_t ring, int unit, int lane) {
-    const int chunk = lane % kChunks, at = unit * kUnit * kTileK + chunk * 8;
-    row = lane / kChunks;
-    from = static_cast<const char*>(args.x) + (static_cast<size_t>(row) * args.x_stride + at) * sizeof(T);
-    to = ring + row * kChunks * 16 + (chunk ^ row) * 16;
-    left = args.k - at;
+  // `to` and `unit` are the first unit's; `which` of the warps that share the work is this.
+  __device__ __forceinline__ Copy(const LinearArgs& args, uint32_t to, int unit, int which, int lane, int rows)
+      : row(which * kCopies * kApart + lane / kChunks), rows(rows) {
+    from = (row * args.x_stride + unit * (kSteps * kTileK) + lane % kChunks * 8) * static_cast<uint32_t>(sizeof(T));
+    this->to = to + row * kRowBytes<kSteps> + lane % kChunks * 16;
   }
 
-  // The weight of x's norm beside x's next unit, as one more row of the ring, in order: all who read it read one chunk.
-  __device__ __forceinline__ void next_weight(const LinearArgs& args, const void* weight, uint32_t stage) const {
-    if (row != 0) return;
-    const int at = left > 0 ? args.k - left : 0;
-    cp_async<16>(to + args.rows * kChunks * 16 + stage, static_cast<const T*>(weight) + at,
-                 max(min(left, 8), 0) * static_cast<int>(sizeof(T)));
-  }
-
-  // The next unit of this warp into its ring at `stage` bytes; columns from k on become zero. Chunk c of row r lies at
-  // c ^ (r & 7), so that the eight rows of an ldmatrix phase fall into different banks.
-  __device__ __forceinline__ void next(const LinearArgs& args, int rows, uint32_t stage) {
-    const int bytes = max(min(left, 8), 0) * static_cast<int>(sizeof(T));
-    // A chunk beyond k takes nothing, from an address that is there: the chunk that ends x.
-    const char* source = left > 0 ? from : from + ((left - 1) >> 3) * 16;
-    const uint32_t apart = kStep * args.x_stride * sizeof(T);
+  // The next unit, to `target` bytes behind the first's place. The one after it is `columns` columns further.
+  __device__ __forceinline__ void next(const LinearArgs& args, uint32_t target, int columns) {
+    const uint32_t apart = kApart * args.x_stride * sizeof(T);
 #pragma unroll
-    for (int i = 0; i < kRows / kStep; ++i) {
-      if (i * kStep >= rows) break;
-      const uint32_t target = (to + stage) ^ ((i * kStep & 7) * 16);
-      if (i * kStep + row < rows) cp_async<16>(target + i * kStep * kChunks * 16, source, bytes);
-      source += apart;
+    for (int i = kCopies - 1; i >= 0; --i) {
+      cp_async_16_if(row + i * kApart < rows, to + target + i * kApart * kRowBytes<kSteps>,
+                     static_cast<const char*>(args.x) + (from + i * apart));
     }
-    from += kWarps * kUnit * kTileK * sizeof(T);
-    left -= kWarps * kUnit * kTileK;
+    from += columns * sizeof(T);
+  }
+
+  // The last unit, of which `columns` are there from this lane's chunk on: the others become zero.
+  __device__ __forceinline__ void last(const LinearArgs& args, int columns) const {
+    const int bytes = max(min(columns, 8), 0) * static_cast<int>(sizeof(T));
+#pragma unroll 1
+    for (int i = 0; i < kCopies && row + i * kApart < rows; ++i) {
+      // A chunk without columns takes nothing, from an address that is there.
+      const uint32_t source = bytes > 0 ? from + i * kApart * args.x_stride * static_cast<uint32_t>(sizeof(T)) : 0;
+      cp_async<16>(to + i * kApart * kRowBytes<kSteps>, static_cast<const char*>(args.x) + source, bytes);
+    }
   }
 };
 
-// Of one unit: scales of up to four groups, then their offsets.
-template <int kTiles>
-constexpr uint32_t kScalesBytes = 2 * 4 * kTiles * kTileN * 2;
-
-// Copies scales and offsets of a unit's groups to `shared`.
-template <int kTiles, int kUnit>
-__device__ __forceinline__ void copy_scales(const LinearArgs& args, uint32_t shared, int unit, int lane) {
-  constexpr int kChunks = kTiles * kTileN / 8;  // of a group, eight scales each
-  static_assert(kUnit * kTileK <= 128 && 4 * kChunks <= kWarpThreads, "a chunk a lane");
-  const int column = unit * kUnit * kTileK, group = lane / kChunks;
-  // The last unit may be half there; its other groups have no weights, so any scale will do.
-  const int groups = (min(kUnit * kTileK, args.k_tiles * kTileK - column) + args.group - 1) / args.group;
-  const size_t at = static_cast<size_t>(column / args.group + min(group, groups - 1)) * args.n_tiles * kTileN +
-                    blockIdx.x * kTiles * kTileN + lane % kChunks * 8;
-  cp_async_16(shared + lane * 16, static_cast<const char*>(args.scales) + at * 2);
-  if (args.offsets != nullptr) {
-    cp_async_16(shared + kScalesBytes<kTiles> / 2 + lane * 16, static_cast<const char*>(args.offsets) + at * 2);
+// Units of a part of k: of `units` those that this block takes, which its `parts` take in turn, from `first` on.
+struct Units {
+  int first, end, left;
+  __device__ __forceinline__ Units(const LinearArgs& args, int units, int part, int parts) {
+    const unsigned splits = args.splits, begin = units * blockIdx.y / splits;
+    end = units * (blockIdx.y + 1) / splits;
+    first = begin + part;
+    left = (end - first + parts - 1) / parts;
   }
+};
+
+// The thread's number, read again: a kernel that computes from it what it needs at the end has no registers for that in
+// its loop.
+__device__ __forceinline__ int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
 }
 
-// F: the storage of weights (packed.cuh). Up to kRows rows of x, 8 or 16; 16 kTiles rows of w a block; a unit is
-// 16 kUnit columns. kNorm: x is normalised first; kQkv: y is q, k and v of attention (qkv.cuh).
-template <typename F, int kRows, int kTiles, int kUnit, bool kNorm = false, bool kQkv = false, typename More = int>
-__device__ __forceinline__ void gemv(const LinearArgs& args, const More& more = {}) {
-  static_assert(!kNorm || kRows == 8, "rows 8 to 15 of the multiply hold the norm's weight");
-  static_assert(!F::kGroups || (!kNorm && !kQkv), "what they need lies where scales do");
+// What a thread has of a block's output: four neighbouring columns of a row, vector `vector` of it; with a norm also one
+// thread a row has the sum of squares instead, as the vector behind the last.
+struct Place {
+  int row, vector;
+  bool mine;
+};
+
+__device__ __forceinline__ float4 add(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// The block's sums, `kVectors` vectors a row: those of splits together, then the epilogue. `factors` are `rows` floats
+// of shared memory, `turn` what turns this thread's vector. `shared` is free.
+template <typename F, int kVectors, bool kNorm, bool kQkv, typename More>
+__device__ __forceinline__ void finish(const LinearArgs& args, const More& more, char* shared, const Place& place,
+                                       int rows, float4 sum, float* factors, float4 turn) {
   using T = typename F::Element;
-  extern __shared__ __align__(256) char shared[];
-  const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
-  const int tile0 = blockIdx.x * kTiles;
-  const int all_units = (args.k_tiles + kUnit - 1) / kUnit;
-  const int first = static_cast<int>(static_cast<long long>(all_units) * blockIdx.y / args.splits);
-  const int end = static_cast<int>(static_cast<long long>(all_units) * (blockIdx.y + 1) / args.splits);
-  int unit = first + warp;
-  // This lane's words of the next unit; those of the next strip of rows lie one strip further.
-  constexpr int kStrips = kTiles / F::kTiles, kBlocks = kUnit / F::kSteps;
-  static_assert(kTiles % F::kTiles == 0 && kUnit % F::kSteps == 0, "units are whole blocks");
-  const int strip_bytes = args.k_tiles / F::kSteps * kBlockBytes;
-  const char* w = static_cast<const char*>(args.w) + static_cast<size_t>(tile0 / F::kTiles) * strip_bytes +
-                  static_cast<size_t>(unit) * kBlocks * kBlockBytes + lane * 16;
-  uint4 words[kStrips][kBlocks];
-  const auto load = [&](int of) {
-#pragma unroll
-    for (int j = 0; j < kStrips; ++j) {
-      const char* strip = w + static_cast<size_t>(static_cast<uint32_t>(j * strip_bytes));
-#pragma unroll
-      for (int u = 0; u < kBlocks; ++u) {
-        // Columns of w are a multiple of 64, four steps, so the last unit may be half there.
-        const bool there = u * F::kSteps < 4 || of * kUnit + u * F::kSteps < args.k_tiles;
-        words[j][u] = there ? load_streaming(strip + u * kBlockBytes) : make_uint4(0, 0, 0, 0);
-      }
-    }
-    w += kWarps * kBlocks * kBlockBytes;
-  };
-  // Weights do not depend on the batch: their first loads are under way before its size is known.
-  if (unit < end) load(unit);
-  const int rows = live_rows(args);
-  if (rows <= 0) return;
-
-  const uint32_t stage_bytes = (args.rows + kNorm) * kUnit * 32;
-  const uint32_t ring = shared_address(shared) + warp * 2 * stage_bytes;
-  Copy<T, kRows, kUnit> copy(args, ring, unit, lane);
-  // Of grouped storage: a ring of two units of scales and offsets, behind that of x.
-  const uint32_t scales = shared_address(shared) + kWarps * 2 * stage_bytes + warp * 2 * kScalesBytes<kTiles>;
-  constexpr int kVectors = kTiles * 4;  // of four columns
-  // Behind the rings of dense storage: for each vector of sums what turns it, then each row's factor.
-  float4* turns = reinterpret_cast<float4*>(shared + kWarps * 2 * stage_bytes);
-  float* factors = reinterpret_cast<float*>(turns + (kQkv ? args.rows * kVectors : 0));
-  if constexpr (kQkv) copy_turn(more, turns, rows, kVectors, tile0 * kTileN);
-  if (unit < end) {
-    if constexpr (kNorm) copy.next_weight(args, more.norm, 0);
-    copy.next(args, rows, 0);
-    if constexpr (F::kGroups) copy_scales<kTiles, kUnit>(args, scales, unit, lane);
-  }
-  cp_async_commit();
-
-  // ldmatrix: lanes 0..15 name rows 0..15 of eight k, lanes 16..31 of the next eight. Rows beyond the batch repeat its
-  // last one; their sums are not used.
-  const int x_row = min(lane % kRows, rows - 1);
-  uint32_t x_lane = ring + x_row * kUnit * 32 + ((lane / 16) ^ (x_row & 7)) * 16;
-  // With a norm rows 8 to 15 are eight times its weight, so its elements lie in a register beside those of x that they
-  // belong to.
-  if (kNorm && lane % 16 >= 8) x_lane = ring + args.rows * kUnit * 32 + lane / 16 * 16;
-  float squares[4] = {};  // of a norm: x x^T of the first eight rows
-  float sums[kTiles][8] = {};
-  // Of the first eight rows, and of the next: that many of a tile's sums are of use.
-  constexpr int kHalves = kRows / 8;
-  float totals[F::kGroups ? kTiles : 1][kHalves * 4] = {};
-  uint32_t negative[kTiles][2];
-  if constexpr (F::kGroups) {
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) negative[j][0] = negative[j][1] = F::kMinusEight;
-  }
-  uint32_t stage = 0, scales_stage = 0;
-  while (unit < end) {
-    const int next = unit + kWarps;
-    if (next < end) {
-      if constexpr (kNorm) copy.next_weight(args, more.norm, stage ^ stage_bytes);
-      copy.next(args, rows, stage ^ stage_bytes);
-      if constexpr (F::kGroups) copy_scales<kTiles, kUnit>(args, scales + (scales_stage ^ kScalesBytes<kTiles>), next, lane);
-    }
-    cp_async_commit();
-    cp_async_wait<1>();
-    __syncwarp();
-#pragma unroll
-    for (int u = 0; u < kUnit; ++u) {
-      if constexpr (F::kGroups) {
-        if (args.offsets != nullptr && (u == 0 || u * kTileK % args.group == 0)) {
-          const uint32_t row = scales + scales_stage + kScalesBytes<kTiles> / 2 + u * kTileK / args.group * kTiles * 32 +
-                               (lane / 8 * 4 + lane / 4 % 2) * 2;
-#pragma unroll
-          for (int j = 0; j < kTiles; ++j) {
-            negative[j][0] = load_twice(row + j * kTileN * 2);
-            negative[j][1] = load_twice(row + j * kTileN * 2 + 4);
-          }
-        }
-      }
-      uint32_t a[4];
-      // Rows of a unit are aligned to their size, so the chunk's swizzle is a change of low bits.
-      ldmatrix_x4(a, (x_lane + stage) ^ (u * 32));
-      if constexpr (kNorm) {
-        // The same registers are x^T as the other operand.
-        mma_m16n8k16<T>(squares, a, a[0], a[2]);
-        a[0] = a[1] = fma_pair<T>(a[0], a[1], 0x80008000u);
-        a[2] = a[3] = fma_pair<T>(a[2], a[3], 0x80008000u);
-      }
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        uint32_t b[4];
-        F::operands(b, words[j / F::kTiles][u / F::kSteps], j % F::kTiles, u % F::kSteps, negative[j]);
-        mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[j][0]), a, b[0], b[1]);
-        mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[j][4]), a, b[2], b[3]);
-      }
-      if constexpr (F::kGroups) {
-        // Every group of a unit ends in it as far as its scale is concerned.
-        if (u == kUnit - 1 || (u % 2 == 1 && (u + 1) * kTileK % args.group == 0)) {
-          const uint32_t row = scales + scales_stage + u * kTileK / args.group * kTiles * 32 + lane % 4 * 8;
-#pragma unroll
-          for (int j = 0; j < kTiles; ++j) {
-            const float4 s = load_scales(row + j * kTileN * 2);
-#pragma unroll
-            for (int half = 0; half < kHalves; ++half) {
-              float* total = totals[F::kGroups ? j : 0] + half * 4;
-              const float* sum = &sums[j][half * 2];
-              total[0] = fmaf(sum[0], s.x, total[0]), total[1] = fmaf(sum[1], s.y, total[1]);
-              total[2] = fmaf(sum[4], s.z, total[2]), total[3] = fmaf(sum[5], s.w, total[3]);
-            }
-#pragma unroll
-            for (int e = 0; e < 8; ++e) sums[j][e] = 0.0f;
-          }
-        }
-      }
-    }
-    if (next < end) load(next);
-    __syncwarp();
-    stage ^= stage_bytes;
-    scales_stage ^= kScalesBytes<kTiles>;
-    unit = next;
-  }
-  cp_async_wait<0>();
-  __syncthreads();
-
-  // Sums of the warps, [warp][row][16 R] in shared memory, where x was; of a norm a row's sum of squares follows.
   constexpr int kColumns = kVectors + kNorm;
-  float4* part = reinterpret_cast<float4*>(shared);
-  const int g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int half = 0; half < kHalves; ++half) {
-    const int row = half * 8 + g;
-    if (row < rows) {
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        const float* s = &sums[j][half * 2];
-        const float* total = totals[F::kGroups ? j : 0] + half * 4;
-        part[(warp * rows + row) * kColumns + j * 4 + t] =
-            F::kGroups ? make_float4(total[0], total[1], total[2], total[3]) : make_float4(s[0], s[1], s[4], s[5]);
-      }
-      if constexpr (kNorm) {
-        const float square = g % 2 == 0 ? squares[0] : squares[1];
-        if (t == g / 2) part[(warp * rows + row) * kColumns + kVectors] = make_float4(square, 0.0f, 0.0f, 0.0f);
-      }
-    }
-  }
-  __syncthreads();
-  const auto add = [](float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); };
-  const int count = rows * kColumns, index = threadIdx.x;
-  static_assert(kRows * kColumns <= kWarps * kWarpThreads, "a thread an output vector");
-  float4 sum;
-  if (index < count) {
-    sum = part[index];
-#pragma unroll
-    for (int i = 1; i < kWarps; ++i) sum = add(sum, part[i * count + index]);
-  }
   if (args.splits > 1) {
-    float4* mine = reinterpret_cast<float4*>(args.partial) + static_cast<size_t>(blockIdx.x) * args.splits * count + index;
-    if (index < count) mine[static_cast<size_t>(blockIdx.y) * count] = sum;
+    const int count = rows * kColumns;
+    float4* mine = reinterpret_cast<float4*>(args.partial) + static_cast<size_t>(blockIdx.x) * args.splits * count +
+                   place.row * kColumns + place.vector;
+    if (place.mine) mine[static_cast<size_t>(blockIdx.y) * count] = sum;
     if (!arrive_last(&args.arrived[blockIdx.x], args.splits, reinterpret_cast<bool*>(shared))) return;
-    if (index < count) {
+    if (place.mine) {
       sum = __ldcg(mine);
 #pragma unroll 4
       for (int split = 1; split < args.splits; ++split) sum = add(sum, __ldcg(&mine[static_cast<size_t>(split) * count]));
     }
   }
-  const int row = index / kColumns, vector = index % kColumns;
   if constexpr (kNorm) {
-    if (index < count && vector == kVectors) factors[row] = norm_factor<T>(more, args.k, sum.x);
+    if (place.mine && place.vector == kVectors) factors[place.row] = norm_factor<T>(more, args.k, sum.x);
     __syncthreads();
-    if (vector == kVectors) return;
   }
-  if (index < count) {
-    const Epilogue<T, F::kRowScales, false> epilogue(args, tile0 * kTileN + vector * 4);
-    if constexpr (kNorm) {
-      const float f = factors[row];
-      sum = make_float4(sum.x * f, sum.y * f, sum.z * f, sum.w * f);
+  if (!place.mine || place.vector == kVectors) return;
+  const Epilogue<T, F::kRowScales, false> epilogue(args, (blockIdx.x * kVectors + place.vector) * 4);
+  if constexpr (kNorm) {
+    const float f = factors[place.row];
+    sum = make_float4(sum.x * f, sum.y * f, sum.z * f, sum.w * f);
+  }
+  if constexpr (kQkv) {
+    sum = epilogue.biased(epilogue.scaled(sum));
+    store_qkv<T>(more, place.row, epilogue.col, epilogue.count, sum, turn);
+  } else {
+    epilogue.store(args, place.row, sum);
+  }
+}
+
+// Weights as stored. Up to kRows rows of x, 8 or 16; a block has kTiles tiles of 16 rows of w, a warp one of them, and the
+// kTiles warps of a part of k share its x. kNorm: x is normalised first; kQkv: y is q, k and v of attention (qkv.cuh).
+template <typename T, int kRows, int kTiles, bool kNorm = false, bool kQkv = false, typename More = int>
+__device__ __forceinline__ void gemv(const LinearArgs& args, const More& more = {}) {
+  static_assert(!kNorm || kRows == 8, "rows 8 to 15 of the multiply hold the norm's weight");
+  constexpr int kParts = kWarps / kTiles;
+  constexpr int kSteps = 4;  // of a unit: 64 columns, what those of w are a multiple of
+  constexpr int kAhead = kNorm ? 4 : 6;  // tiles of w that a warp has in flight, 16 bytes a thread each
+  constexpr int kRound = kNorm ? 4 : 6;  // units after which words and stages of x are where they were
+  static_assert(kRound * kSteps % kAhead == 0 && kRound % 2 == 0, "a round");
+  constexpr int kStage = (kRows + kNorm) * kRowBytes<kSteps>;  // bytes; two stages a part
+  constexpr int kUnitBytes = kSteps * kBlockBytes;
+  extern __shared__ __align__(256) char shared[];
+  const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
+  const int tile = warp % kTiles, part = warp / kTiles;
+  const int whole = args.k / (kSteps * kTileK);  // units
+  Units units(args, whole, part, kParts);
+  const char* w = static_cast<const char*>(args.w) + lane * 16 +
+                  (static_cast<size_t>(blockIdx.x * kTiles + tile) * args.k_tiles + units.first * kSteps) * kBlockBytes;
+  // Step p of a round, and where it lies.
+  uint4 words[kAhead];
+  const auto load = [&](int p) {
+    words[p % kAhead] = load_streaming(w + (p / kSteps * kParts * kUnitBytes + p % kSteps * kBlockBytes));
+  };
+  // Weights do not depend on the batch: their first loads are under way before its size is known.
+#pragma unroll
+  for (int p = 0; p < kAhead; ++p) {
+    if (units.left > p / kSteps) load(p);
+  }
+  const int rows = live_rows(args);
+  if (rows <= 0) return;
+
+  // Where a thread's output goes, which is where the multiply leaves it.
+  constexpr int kHalves = kRows / 8, kVectors = kTiles * 4, kOutputs = kTiles * kHalves * kWarpThreads;
+  const auto find_place = [&](int thread) {
+    const int of_warp = thread / kWarpThreads, of_lane = thread % kWarpThreads;
+    Place place{of_warp % kHalves * 8 + of_lane / 4, of_warp / kHalves * 4 + of_lane % 4, false};
+    if (kNorm && of_warp == kOutputs / kWarpThreads) place = {of_lane, kVectors, of_lane < rows};
+    if (thread < kOutputs) place.mine = place.row < rows;
+    return place;
+  };
+
+  constexpr int kSquares = kWarps * kHalves * kWarpThreads * 16, kSums = kSquares + (kNorm ? kParts * 32 : 0);
+  constexpr int kUsed = kParts * 2 * kStage > kSums ? kParts * 2 * kStage : kSums;
+  // Behind x: what turns each vector of sums; each row's factor.
+  float* turns = reinterpret_cast<float*>(shared + kUsed);
+  float* factors = turns + (kQkv ? 4 * kOutputs : 0);
+  if constexpr (kQkv) {
+    const int index = threadIdx.x;
+    const Place place = find_place(index);
+    if (place.mine && place.vector < kVectors) {
+      copy_turn(more, turns + index, kOutputs, place.row, rows, (blockIdx.x * kVectors + place.vector) * 4);
     }
-    if constexpr (kQkv) {
-      sum = epilogue.biased(epilogue.scaled(sum));
-      store_qkv<T>(more, row, epilogue.col, epilogue.count, sum, turns[row * kVectors + vector]);
+  }
+
+  const uint32_t ring = shared_address(shared) + part * 2 * kStage;
+  const auto meet = [&] {
+    if constexpr (kTiles == 1) {
+      __syncwarp();
     } else {
-      epilogue.store(args, row, sum);
+      asm volatile("bar.sync %0, %1;" ::"r"(part + 1), "n"(kTiles * kWarpThreads) : "memory");
     }
+  };
+  Copy<T, kRows, kSteps, kTiles> copy(args, ring, units.first, tile, lane, rows);
+  // The norm's weight is one more row, copied by those who have the first.
+  const bool norm_mine = kNorm && tile == 0 && lane < 8;
+  constexpr uint32_t kNormRow = kRows * kRowBytes<kSteps>;
+
+  // ldmatrix: lanes 0..15 name rows 0..15 of eight k, lanes 16..31 of the next eight. Rows beyond the batch repeat its
+  // last one; their sums are not used. With a norm rows 8 to 15 are eight times its weight, so its elements lie in a
+  // register beside those of x that they belong to.
+  int x_row = min(lane % kRows, rows - 1);
+  if (kNorm && lane % 16 >= 8) x_row = kRows;
+  const uint32_t x_lane = ring + x_row * kRowBytes<kSteps> + lane / 16 * 16;
+  float squares[4] = {};  // of a norm: x x^T
+  float sums[8] = {};
+  const auto multiply = [&](uint32_t x, const uint4& b) {
+    uint32_t a[4];
+    ldmatrix_x4(a, x);
+    if constexpr (kNorm) {
+      // The same registers are x^T as the other operand. What lies in rows 8 to 15 of the products is not used.
+      mma_m16n8k8<T>(squares, a[0], a[1], a[0]);
+      mma_m16n8k8<T>(squares, a[2], a[3], a[2]);
+      a[0] = fma_pair<T>(a[0], a[1], 0x80008000u);
+      a[2] = fma_pair<T>(a[2], a[3], 0x80008000u);
+    }
+    mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[0]), a, b.x, b.y);
+    mma_m16n8k16<T>(*reinterpret_cast<float(*)[4]>(&sums[4]), a, b.z, b.w);
+  };
+  constexpr int kApart = kParts * kSteps * kTileK;  // columns from unit to unit
+  const auto copy_unit = [&](int stage) {
+    if constexpr (kNorm) {
+      cp_async_16_if(norm_mine, copy.to + kNormRow + stage * kStage, static_cast<const char*>(more.norm) + copy.from);
+    }
+    copy.next(args, stage * kStage, kApart);
+    cp_async_commit();
+  };
+  const auto stream = [&] {
+    copy_unit(0);
+    bool next = units.left > 1;
+    while (true) {
+#pragma unroll
+      for (int i = 0; i < kRound; ++i) {
+        // This unit is there for all who wait, and they have read the one before it.
+        cp_async_wait<0>();
+        meet();
+        if (next) copy_unit((i + 1) % 2);
+        const bool second = units.left > i + 2;
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          const int p = i * kSteps + s;
+          multiply(x_lane + i % 2 * kStage + s * 32, words[p % kAhead]);
+          if ((p + kAhead) / kSteps == i + 1 ? next : second) load(p + kAhead);
+        }
+        if (!next) return;
+        next = second;
+      }
+      units.left -= kRound;
+      w += kRound * kParts * kUnitBytes;
+    }
+  };
+  if (units.left > 0) stream();
+  // Columns that do not fill a unit: at the end, and without haste.
+  if (args.k % (kSteps * kTileK) != 0 && part == 0 && blockIdx.y + 1 == args.splits) {
+    meet();
+    const int lane = thread_index() % kWarpThreads, column = whole * kSteps * kTileK + lane % 8 * 8;
+    const Copy<T, kRows, kSteps, kTiles> last(args, ring, whole, tile, lane, rows);
+    last.last(args, args.k - column);
+    if constexpr (kNorm) {
+      const int there = max(min(args.k - column, 8), 0);
+      const char* weight = static_cast<const char*>(more.norm) + column * sizeof(T);
+      if (norm_mine) cp_async<16>(last.to + kNormRow, there > 0 ? weight : args.x, there * static_cast<int>(sizeof(T)));
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    meet();
+    const char* from = static_cast<const char*>(args.w) + lane * 16 +
+                       (static_cast<size_t>(blockIdx.x * kTiles + tile) * args.k_tiles + whole * kSteps) * kBlockBytes;
+#pragma unroll 1
+    for (int s = 0; s < kSteps; ++s) multiply(x_lane + s * 32, load_streaming(from + s * kBlockBytes));
   }
+  // What turns sums is a group of its own where a part has had no unit.
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+
+  // Sums of the warps, [part][tile][half][lane], where x was; of a norm the rows' sums of squares follow, [part][row].
+  float4* parts = reinterpret_cast<float4*>(shared);
+  float* squares_of = reinterpret_cast<float*>(shared + kSquares);
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    const float* s = &sums[half * 2];
+    parts[(warp * kHalves + half) * kWarpThreads + lane] = make_float4(s[0], s[1], s[4], s[5]);
+  }
+  if constexpr (kNorm) {
+    const int g = lane / 4;
+    if (tile == 0 && lane % 4 == g / 2) squares_of[part * 8 + g] = g % 2 == 0 ? squares[0] : squares[1];
+  }
+  __syncthreads();
+  const int index = thread_index();
+  const Place place = find_place(index);
+  float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f), turn = sum;
+  if (index < kOutputs) {
+    sum = parts[index];
+#pragma unroll
+    for (int i = 1; i < kParts; ++i) sum = add(sum, parts[i * kOutputs + index]);
+    if (kQkv && place.mine) {
+      turn = make_float4(turns[index], turns[kOutputs + index], turns[2 * kOutputs + index], turns[3 * kOutputs + index]);
+    }
+  } else if (kNorm && place.mine) {
+    for (int i = 0; i < kParts; ++i) sum.x += squares_of[i * 8 + place.row];
+  }
+  finish<Dense<T>, kVectors, kNorm, kQkv>(args, more, shared, place, rows, sum, factors, turn);
 }
 
 }  // namespace engine

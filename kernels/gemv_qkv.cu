@@ -11,7 +11,7 @@
 // Grid, block  as gemv.cu
 // Shared  that of gemv.cu (with a norm of gemv_norm.cu), and 16 bytes a vector of four sums: what turns it, on its way
 //         while the products are formed
-// Limits  rows <= 16, with a norm 8; head_dim even, any other size
+// Limits  rows <= 8, of m16 <= 16; head_dim even, any other size
 // Cost    as gemv.cu; q, k and v are written once and nothing is read back. Bound by memory
 // Numerics as gemv.cu and gemv_norm.cu, angles as rotary.cuh; sums and bias are turned in f32, one rounding to T
 // Caller  engine/backend/cuda/ops/fused.rs
@@ -21,15 +21,17 @@
 
 using namespace engine;
 
-#define GEMV(name, T, ROWS, TILES, UNIT, BLOCKS, NORM)                                                               \
-  extern "C" __global__ void __launch_bounds__(kWarps* kWarpThreads, BLOCKS) name##_r##TILES(const FusedArgs args) { \
-    gemv<Dense<T>, ROWS, TILES, UNIT, NORM, true>(args.linear, args);                                                \
+#define GEMV(name, T, SIZE, ROWS, TILES, BLOCKS, NORM)                        \
+  extern "C" __global__ void __launch_bounds__(kWarps* kWarpThreads, BLOCKS) \
+      name##_##SIZE(const FusedArgs args) {                                  \
+    gemv<T, ROWS, TILES, NORM, true>(args.linear, args);                     \
   }
-#define GEMV_TILES(suffix, T)                       \
-  GEMV(gemv_qkv_##suffix, T, 16, 1, 8, 4, false)    \
-  GEMV(gemv_qkv_##suffix, T, 16, 2, 4, kWideBlocks, false)    \
-  GEMV(gemv_qkv_norm_##suffix, T, 8, 1, 8, 4, true) \
-  GEMV(gemv_qkv_norm_##suffix, T, 8, 2, 4, 3, true)
+#define GEMV_ALL(suffix, T)                                     \
+  GEMV(gemv_qkv_##suffix, T, r1, 8, 1, 5, false)                \
+  GEMV(gemv_qkv_##suffix, T, r2, 8, 2, 5, false)                \
+  GEMV(gemv_qkv_##suffix, T, m16, 16, 2, 4, false)              \
+  GEMV(gemv_qkv_norm_##suffix, T, r1, 8, 1, kNormBlocks, true)  \
+  GEMV(gemv_qkv_norm_##suffix, T, r2, 8, 2, kNormBlocks, true)
 
-GEMV_TILES(bf16, __nv_bfloat16)
-GEMV_TILES(f16, __half)
+GEMV_ALL(bf16, __nv_bfloat16)
+GEMV_ALL(f16, __half)

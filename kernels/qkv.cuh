@@ -33,18 +33,16 @@ __device__ __forceinline__ float norm_factor(const FusedArgs& args, int k, float
   return rsqrtf(squares / k + args.eps) * *reinterpret_cast<const float*>(behind);
 }
 
-// Copies what turns each vector of four packed columns to shared memory, a vector a thread: position, two frequencies,
-// slot. It arrives with this thread's next group of copies.
-__device__ __forceinline__ void copy_turn(const FusedArgs& args, float4* turns, int rows, int vectors, int column) {
-  const int index = threadIdx.x, row = index / vectors;
-  if (row >= rows) return;
-  const int half = args.head_dim / 2, pair = (column + index % vectors * 4) / 2, first = pair % half;
-  const uint32_t to = shared_address(turns + index);
+// Copies what turns a vector of four packed columns from `column` on, of one of the batch's `rows` rows, to shared
+// memory, four words `apart` floats apart: position, two frequencies, slot. It arrives with this thread's next group of
+// copies.
+__device__ __forceinline__ void copy_turn(const FusedArgs& args, float* to, int apart, int row, int rows, int column) {
+  const int half = args.head_dim / 2, pair = column / 2, first = pair % half;
   const int component = (first >= args.ends[0]) + (first >= args.ends[1]);
-  cp_async<4>(to, args.positions + component * rows + row);
-  cp_async<4>(to + 4, args.inv_freq + first);
-  cp_async<4>(to + 8, args.inv_freq + (pair + 1) % half);
-  cp_async<4>(to + 12, args.slots + row);
+  cp_async<4>(shared_address(to), args.positions + component * rows + row);
+  cp_async<4>(shared_address(to + apart), args.inv_freq + first);
+  cp_async<4>(shared_address(to + 2 * apart), args.inv_freq + (pair + 1) % half);
+  cp_async<4>(shared_address(to + 3 * apart), args.slots + row);
 }
 
 // Where element 0 of a row's head goes; null: nowhere. Heads of q, then of k, then of v.

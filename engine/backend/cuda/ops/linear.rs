@@ -5,7 +5,7 @@
 //! layers (`gated_linear.rs`).
 
 pub use super::gated_linear::GatedLinear;
-use super::linear_choice::{Choice, choose, choose_alike};
+use super::linear_choice::{Choice, Groups, choose, choose_alike};
 pub use super::linear_choice::{Storage, WorkBytes, work_bytes, work_bytes_of};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack, pack_quantized};
 use crate::graph::Activation;
@@ -129,6 +129,13 @@ impl Quantized<'_> {
             Quantized::Int4 { .. } => Storage::Int4,
         }
     }
+
+    fn groups(&self) -> Option<Groups> {
+        match self {
+            Quantized::Int4 { group, zeros, .. } => Some(Groups { columns: *group, zeros: zeros.is_some() }),
+            _ => None,
+        }
+    }
 }
 
 impl Linear<'_> {
@@ -167,12 +174,13 @@ impl Linear<'_> {
         let choice = self.choose(cuda, columns, storage, alike);
         let (choice, args) = self.arguments(op, choice, flags, columns, self.n, quantized)?;
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
-        let (file, entry) = choice.kernel.entry(storage, suffix);
+        let groups = quantized.and_then(Quantized::groups);
+        let (file, entry) = choice.kernel.entry(storage, groups, suffix);
         let function = cuda.kernel(file, &entry)?;
         let config = LaunchConfig {
             grid: (ops::int(op, choice.kernel.blocks(self.rows, columns))? as u32, choice.splits as u32, 1),
             block: (choice.kernel.threads(), 1, 1),
-            shared_bytes: choice.kernel.shared_bytes(storage, self.rows) as u32,
+            shared_bytes: choice.kernel.shared_bytes(storage, groups) as u32,
         };
         // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked with its making.
         unsafe { Launch::new(function, config, &args) }

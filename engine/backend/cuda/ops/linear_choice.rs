@@ -46,14 +46,15 @@ pub fn work_bytes_of(storage: Storage, rows: usize, columns: usize, k: usize, mu
 pub(super) enum Kernel {
     /// gemm.cuh: a part `[rows, columns]` of y, with stages of `k` columns of x and w in shared memory.
     Tile { rows: usize, columns: usize, k: usize, stages: usize, warps: usize },
-    /// gemv.cuh: all rows, and `16 tiles` columns of y; a warp's unit is `16 unit` columns of x.
-    Stream { tiles: usize, unit: usize },
+    /// gemv.cuh, gemv_integers.cuh: all rows, at most `rows`, and `16 tiles` columns of y.
+    Stream { rows: usize, tiles: usize },
 }
 
-const NARROW: Kernel = Kernel::Stream { tiles: 1, unit: 8 };
-const WIDE: Kernel = Kernel::Stream { tiles: 2, unit: 4 };
-const INT8: Kernel = Kernel::Stream { tiles: 2, unit: 8 };
-const INT4: Kernel = Kernel::Stream { tiles: 4, unit: 8 };
+const NARROW: Kernel = Kernel::Stream { rows: 8, tiles: 1 };
+const WIDE: Kernel = Kernel::Stream { rows: 8, tiles: 2 };
+const TALL: Kernel = Kernel::Stream { rows: 16, tiles: 2 };
+const INT8: Kernel = Kernel::Stream { rows: 8, tiles: 2 };
+const INT4: Kernel = Kernel::Stream { rows: 8, tiles: 4 };
 const SMALL: Kernel = Kernel::Tile { rows: 32, columns: 128, k: 64, stages: 4, warps: 4 };
 const MIDDLE: Kernel = Kernel::Tile { rows: 64, columns: 128, k: 64, stages: 4, warps: 4 };
 const LARGE: Kernel = Kernel::Tile { rows: 128, columns: 128, k: 32, stages: 4, warps: 4 };
@@ -63,17 +64,52 @@ const SMALL_PAIRS: Kernel = Kernel::Tile { rows: 32, columns: 128, k: 32, stages
 const MIDDLE_PAIRS: Kernel = Kernel::Tile { rows: 64, columns: 128, k: 32, stages: 4, warps: 4 };
 const STREAM_WARPS: usize = 8;
 
+/// Of int4, what kernels are made for: columns with one scale, whether there are zero points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Groups {
+    pub(super) columns: usize,
+    pub(super) zeros: bool,
+}
+
+impl Groups {
+    /// In a unit of 128 columns.
+    fn of_unit(self) -> usize {
+        128 / self.columns.clamp(1, 128)
+    }
+}
+
+/// A row of x in shared memory, of `columns`: one chunk more (kRowBytes in kernels/gemv.cuh).
+const fn row_bytes(columns: usize) -> usize {
+    2 * columns + 16
+}
+
+/// The end of the name of a kernel with weights as stored.
+fn stream_size(rows: usize, tiles: usize) -> String {
+    if rows == 16 { "m16".to_string() } else { format!("r{tiles}") }
+}
+
+/// Of kernels/gemv.cuh: two units of 64 columns for each of the parts of k, of x and of a norm's weight; then the
+/// warps' sums, of a norm also squares.
+fn stream_bytes(rows: usize, tiles: usize, norm: bool) -> usize {
+    let parts = STREAM_WARPS / tiles;
+    let squares = if norm { parts * 32 } else { 0 };
+    (parts * 2 * (rows + usize::from(norm)) * row_bytes(64)).max(STREAM_WARPS * (rows / 8) * 512 + squares)
+}
+
 impl Kernel {
-    /// File and entry.
-    pub(super) fn entry(self, storage: Storage, suffix: &str) -> (&'static str, String) {
+    /// File and entry; `groups` are those of int4.
+    pub(super) fn entry(self, storage: Storage, groups: Option<Groups>, suffix: &str) -> (&'static str, String) {
         let (file, size) = match (self, storage) {
             (Kernel::Tile { rows, columns, .. }, Storage::Dense) => ("gemm", format!("{rows}x{columns}")),
             (Kernel::Tile { rows, columns, .. }, Storage::Int8) => ("gemm_int8", format!("{rows}x{columns}")),
             (Kernel::Tile { rows, columns, .. }, Storage::Int8Both) => ("gemm_w8a8", format!("{rows}x{columns}")),
             (Kernel::Tile { rows, columns, .. }, Storage::Int4) => ("gemm_int4", format!("{rows}x{columns}")),
-            (Kernel::Stream { tiles, .. }, Storage::Dense) => ("gemv", format!("r{tiles}")),
+            (Kernel::Stream { rows, tiles }, Storage::Dense) => ("gemv", stream_size(rows, tiles)),
             (Kernel::Stream { tiles, .. }, Storage::Int8 | Storage::Int8Both) => ("gemv_int8", format!("r{tiles}")),
-            (Kernel::Stream { tiles, .. }, Storage::Int4) => ("gemv_int4", format!("r{tiles}")),
+            (Kernel::Stream { .. }, Storage::Int4) => {
+                let letter = if groups.is_some_and(|g| g.zeros) { "z" } else { "g" };
+                ("gemv_int4", format!("{letter}{}", 128 / groups.map_or(1, Groups::of_unit)))
+            }
         };
         (file, format!("{file}_{suffix}_{size}"))
     }
@@ -86,7 +122,7 @@ impl Kernel {
         norm: bool,
         qkv: bool,
     ) -> Result<(&'static str, String, usize)> {
-        let Kernel::Stream { tiles, unit } = self else {
+        let Kernel::Stream { rows: most, tiles } = self else {
             return Err(Error::Internal(format!("nothing is fused with {self:?}")));
         };
         let (file, name) = match (norm, qkv) {
@@ -94,10 +130,11 @@ impl Kernel {
             (false, true) => ("gemv_qkv", "gemv_qkv"),
             (_, false) => ("gemv_norm", "gemv_norm"),
         };
-        // Two units of x a warp and of the norm's weight; what turns each vector of four sums; a factor a row.
-        let rings = STREAM_WARPS * 2 * (rows + usize::from(norm)) * unit * 32;
-        let turns = if qkv { rows * tiles * 4 * 16 } else { 0 };
-        Ok((file, format!("{name}_{suffix}_r{tiles}"), rings + turns + if norm { rows * 4 } else { 0 }))
+        // Behind x what turns each vector of four sums, then a factor a row.
+        let turns = if qkv { most * tiles * 4 * 16 } else { 0 };
+        let factors = if norm { rows * 4 } else { 0 };
+        let size = stream_size(most, tiles);
+        Ok((file, format!("{name}_{suffix}_{size}"), stream_bytes(most, tiles, norm) + turns + factors))
     }
 
     /// Without splits of k.
@@ -115,7 +152,7 @@ impl Kernel {
         }
     }
 
-    pub(super) fn shared_bytes(self, storage: Storage, rows: usize) -> usize {
+    pub(super) fn shared_bytes(self, storage: Storage, groups: Option<Groups>) -> usize {
         match self {
             Kernel::Tile { rows, columns, k, stages, .. } => {
                 let weights = match storage {
@@ -126,11 +163,18 @@ impl Kernel {
                 };
                 stages * (rows * k * 2 + weights)
             }
-            Kernel::Stream { tiles, unit } => {
-                // Two units of x a warp, and of int4's scales and zeros; then the warps' sums.
-                let scales = if storage == Storage::Int4 { 2 * 4 * tiles * pack::TILE * 2 } else { 0 };
-                STREAM_WARPS * (2 * (rows * unit * 32 + scales)).max(rows * tiles * 64)
-            }
+            Kernel::Stream { rows, tiles } => match storage {
+                Storage::Dense => stream_bytes(rows, tiles, false),
+                // A unit of 128 columns a warp, where its sums go in the end.
+                Storage::Int8 | Storage::Int8Both => STREAM_WARPS * rows * row_bytes(128),
+                // And a tile's totals in the place of two rows of x, scales and zeros of the unit's groups, between two
+                // pairs of which there is a chunk.
+                Storage::Int4 => {
+                    let (of_unit, zeros) = groups.map_or((1, false), |g| (g.of_unit(), g.zeros));
+                    let scales = of_unit * tiles * pack::TILE * 2 + if of_unit > 2 { 16 } else { 0 };
+                    STREAM_WARPS * ((rows + 2 * tiles) * row_bytes(128) + (1 + usize::from(zeros)) * scales)
+                }
+            },
         }
     }
 
@@ -182,14 +226,15 @@ fn small_tiles(storage: Storage) -> (Kernel, Kernel) {
 pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, multiprocessors: usize) -> Choice {
     // Rows that the kernels with streams of weights take.
     let stream_rows = match storage {
-        Storage::Dense | Storage::Int8 => 16,
-        Storage::Int4 => 8,
+        Storage::Dense => 16,
+        Storage::Int8 | Storage::Int4 => 8,
         Storage::Int8Both => 0,
     };
     if rows <= stream_rows {
         let kernel = match storage {
             Storage::Int8 | Storage::Int8Both => INT8,
             Storage::Int4 => INT4,
+            Storage::Dense if rows > 8 => TALL,
             // Every block reads all of x: wide ones where there are enough to fill the GPU in several rounds.
             Storage::Dense if WIDE.blocks(rows, columns) >= 4 * multiprocessors => WIDE,
             Storage::Dense => NARROW,
@@ -236,7 +281,8 @@ mod tests {
     fn k_is_split_only_where_multiprocessors_would_be_idle() {
         // Llama's o_proj, gate_up and kv projections on 132 multiprocessors.
         assert_eq!(choose(Storage::Dense, 1, 4096, 4096, 132), Choice { kernel: NARROW, splits: 1 });
-        assert_eq!(choose(Storage::Dense, 16, 28672, 4096, 132), Choice { kernel: WIDE, splits: 1 });
+        assert_eq!(choose(Storage::Dense, 8, 28672, 4096, 132), Choice { kernel: WIDE, splits: 1 });
+        assert_eq!(choose(Storage::Dense, 16, 4096, 4096, 132), Choice { kernel: TALL, splits: 2 });
         let choice = choose(Storage::Dense, 1, 1024, 4096, 132);
         assert_eq!(choice, Choice { kernel: NARROW, splits: 4 });
         assert_eq!(choice.work(1, 1024), WorkBytes { partial_bytes: 4 * 64 * 20 * 4, arrived_bytes: 64 * 4 });
@@ -254,10 +300,27 @@ mod tests {
         assert_eq!(choose(Storage::Dense, 729, 1152, 1152, 132).kernel, MIDDLE);
         assert_eq!(choose(Storage::Int8Both, 1, 4096, 4096, 132).kernel, SMALL_PAIRS);
         assert_eq!(choose(Storage::Int4, 9, 4096, 4096, 132).kernel, SMALL);
+        assert_eq!(choose(Storage::Int8, 9, 4096, 4096, 132).kernel, SMALL);
         assert_eq!(choose(Storage::Int4, 4096, 4096, 4096, 132).kernel, MIDDLE);
         let choice = choose(Storage::Int8, 1, 4096, 4096, 132);
         assert_eq!(choice, Choice { kernel: INT8, splits: 2 });
         let choice = choose(Storage::Dense, 16, 1024, 4096, 132);
         assert_eq!(work_bytes(16, 1000, 4096, 132), choice.work(16, 1024));
+    }
+
+    #[test]
+    fn kernels_for_few_rows_take_little_shared_memory() {
+        // Five blocks on a multiprocessor of an RTX 4090 (100 KiB, one of each block for the system), with int4 two.
+        for kernel in [NARROW, WIDE, TALL] {
+            assert!(kernel.shared_bytes(Storage::Dense, None) <= 19 << 10, "{kernel:?}");
+        }
+        for (columns, zeros, size) in
+            [(32, true, "z32"), (64, false, "g64"), (128, true, "z128"), (4096, false, "g128")]
+        {
+            let groups = Some(Groups { columns, zeros });
+            assert_eq!(INT4.entry(Storage::Int4, groups, "bf16").1, format!("gemv_int4_bf16_{size}"));
+            assert!(INT4.shared_bytes(Storage::Int4, groups) <= 49 << 10, "{size}");
+        }
+        assert_eq!(TALL.entry(Storage::Dense, None, "f16").1, "gemv_f16_m16");
     }
 }
