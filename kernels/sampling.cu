@@ -86,6 +86,12 @@ struct SamplingArgs {
 static_assert(sizeof(SamplingArgs) == 80, "size as in Rust");
 
 constexpr int kScanThreads = 256;
+// Blocks of the scan on a multiprocessor: all the threads that it takes, 1536 or 2048.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kScanBlocks = 6;
+#else
+constexpr int kScanBlocks = 8;
+#endif
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarpThreads;
 constexpr int kCandidates = 2048;
@@ -93,11 +99,17 @@ constexpr int kBins = 2048;
 // Bins a unit of log-probability; the last bin has everything from 32 units down.
 constexpr float kBinsPerUnit = 64.0f;
 
+// The last token at or before `begin` whose logit, of row `row`, starts a sector of memory: a warp that starts there asks
+// for whole sectors only, whatever the vocabulary.
+__device__ __forceinline__ int sector_start(int row, int vocab, int begin) {
+  return begin - static_cast<int>((static_cast<unsigned>(row) * static_cast<unsigned>(vocab) + begin) % 8);
+}
+
 __device__ __forceinline__ bool row_is_idle(const SamplingArgs& args, int row) {
   return args.num_rows != nullptr && row >= *args.num_rows;
 }
 
-extern "C" __global__ void __launch_bounds__(kScanThreads, 8) sampling_scan(const SamplingArgs args) {
+extern "C" __global__ void __launch_bounds__(kScanThreads, kScanBlocks) sampling_scan(const SamplingArgs args) {
   __shared__ unsigned long long best_of[kScanThreads / kWarpThreads];
   __shared__ int wrong_of[kScanThreads / kWarpThreads];
   const int row = blockIdx.y;
@@ -153,7 +165,9 @@ extern "C" __global__ void __launch_bounds__(kScanThreads, 8) sampling_scan(cons
       visit(4 * i + 3, four.w);
     }
   } else {
-    for (int i = begin + threadIdx.x; i < end; i += kScanThreads) visit(i, logits[i]);
+    for (int i = sector_start(row, args.vocab, begin) + threadIdx.x; i < end; i += kScanThreads) {
+      if (i >= begin) visit(i, logits[i]);
+    }
   }
   best = warp_max(best);
   wrong = -warp_max(-wrong);
@@ -229,7 +243,8 @@ __device__ __forceinline__ void for_each(const Shared& shared, const Row& row, c
     }
     return;
   }
-  for (int token = begin + threadIdx.x; token < end; token += kThreads) {
+  for (int token = sector_start(blockIdx.x, row.vocab, begin) + threadIdx.x; token < end; token += kThreads) {
+    if (token < begin) continue;
     const float value = row.value(row.logits[token]);
     const float weight = weight_of(value - row.max);
     const unsigned key = key_of(value);
