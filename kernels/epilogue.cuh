@@ -54,7 +54,7 @@ struct LinearArgs {
   int splits;            // parts of k, each a block's
   int flags;             // LinearFlags
   SigmoidForm activation;
-  int group;             // of int4: columns with one scale: 32, or a multiple of 64
+  int group;             // of int4: columns with one scale: 32, 64 or a multiple of 128
 };
 static_assert(sizeof(LinearArgs) == 160, "size as in Rust");
 

@@ -14,9 +14,8 @@
 // Limits  every m, n, k >= 1 within 2^31 elements
 // Cost    2 m n k FLOPs; x is read once a column tile, w once a row tile (mostly from L2). Bound by tensor cores
 //         from m of about 150 (H100) on, by weights below
-// Numerics products exact, f32 sums in tensor-core order, k ascending, where k % BK is not 0 with that part first;
-//         epilogue in f32, one rounding to T. With splits, the last block of a tile to arrive adds the parts in order of
-//         k: same bits on every run
+// Numerics products exact, f32 sums in tensor-core order, k ascending in every tile; epilogue in f32, one rounding to
+//         T. With splits, the last block of a tile to arrive adds the parts in order of k: same bits on every run
 // Caller  engine/backend/cuda/ops/linear.rs, gated_linear.rs
 // Oracle  engine/backend/cpu/matmul; tests/cuda_ops/linear.rs
 
@@ -32,9 +31,9 @@ using namespace engine;
     gemm<Tile<Dense<T>, BM, BN, BK, WM, WN, STAGES>>(args); \
   }
 #define GEMM_TILES(suffix, T)                                      \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __launch_bounds__(128, 5)) \
-  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 4)) \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(200))         \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))       \
+  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3)) \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(208))         \
   GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
 
 GEMM_TILES(bf16, __nv_bfloat16)

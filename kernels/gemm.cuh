@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "epilogue.cuh"
+#include "groups.cuh"
 #include "packed.cuh"
 
 namespace engine {
@@ -23,13 +24,21 @@ struct Tile {
   static constexpr int kColTiles = BN / kWarpsN / 16;
   static constexpr int kBytesX = BM * BK * 2;
   static constexpr int kBytesW = BN / 16 * (BK / 16) * kBlockBytes / (F::kTiles * F::kSteps);
-  // Of grouped storage: scales and offsets of up to two groups.
-  static constexpr int kBytesGroup = BN * 2;
-  static constexpr int kBytesScales = F::kGroups ? 4 * kBytesGroup : 0;
+  // Of grouped storage: scales and offsets of a group.
+  static constexpr int kBytesScales = F::kGroups ? 2 * BN * 2 : 0;
   static_assert(BK == 32 || BK == 64, "rows of x in shared memory are 64 or 128 bytes");
   static_assert(kColTiles == 2 || kColTiles == 4, "rows of a warp's sums are one or two lines of shared memory");
-  static_assert(!F::kGroups || BK == 64, "a stage is whole groups of 32, or of one group");
+  static_assert(!F::kGroups || BK == 32, "a stage is of one group, the shortest of which has 32 columns");
+  static_assert(!F::kGroups || kColTiles == F::kTiles, "a block of w is a warp's");
+  static_assert(!F::kGroups || BK * kStages == 128, "all stages are a segment (groups.cuh)");
 };
+
+// The compiler takes more registers for the same loop of the newest parts.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kMoreRegisters = 16;
+#else
+constexpr int kMoreRegisters = 0;
+#endif
 
 // Makes the compiler take a value as it is: it keeps it in a register where it would compute it anew in every step.
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
@@ -64,10 +73,9 @@ struct Loader {
   const char* x[kCountX];
   const char* w[kStrips];
   uint32_t x_shared, w_shared;
-  const char* scales;  // of a group: this thread's chunk in the first group
-  uint32_t scales_shared;
 
-  __device__ __forceinline__ Loader(const LinearArgs& args, uint32_t shared, int rows, int row0, int n_tile0, int step) {
+  __device__ __forceinline__ Loader(const LinearArgs& args, uint32_t shared, int rows, int row0, int n_tile0,
+                                    int step) {
     const int tid = threadIdx.x;
     const int chunk = tid % kChunks, row = tid / kChunks;
     const char* x0 = static_cast<const char*>(args.x) +
@@ -79,28 +87,18 @@ struct Loader {
       x[i] = x0 + static_cast<size_t>(there) * args.x_stride * sizeof(T);
     }
     const size_t strip_bytes = static_cast<size_t>(args.k_tiles) / Tl::Format::kSteps * kBlockBytes;
-    const int block = tid / kWarpThreads * kCountW;
+    const int block = warp_index() * kCountW;
 #pragma unroll
     for (int i = 0; i < kStrips; ++i) {
       // Packed rows are a multiple of 64: the tile's last ones may not be there; its first stand in for them.
       const int tile = n_tile0 + (block / kStripBlocks + i) * Tl::Format::kTiles;
-      w[i] = static_cast<const char*>(args.w) + (tile < args.n_tiles ? tile : n_tile0) / Tl::Format::kTiles * strip_bytes +
-             step * kStripBytes + block % kStripBlocks * kBlockBytes + tid % kWarpThreads * 16;
+      const int strip = (tile < args.n_tiles ? tile : n_tile0) / Tl::Format::kTiles;
+      w[i] = static_cast<const char*>(args.w) + strip * strip_bytes + step * kStripBytes +
+             block % kStripBlocks * kBlockBytes + tid % kWarpThreads * 16;
       keep(w[i]);
     }
     x_shared = shared + x_offset<Tl::BK>(row, chunk);
     w_shared = shared + Tl::kStages * Tl::kBytesX + block * kBlockBytes + tid % kWarpThreads * 16;
-    if constexpr (Tl::Format::kGroups) {
-      // One warp copies scales with its first half and offsets with its second, eight rows a chunk.
-      constexpr int kRowChunks = Tl::BN / 8;
-      const void* source = tid < kRowChunks ? args.scales : args.offsets;
-      const int chunk_there = min(tid % kRowChunks, (args.n_tiles - n_tile0) * kTileN / 8 - 1);
-      scales = tid < 2 * kRowChunks && source != nullptr
-                   ? static_cast<const char*>(source) + (n_tile0 * kTileN + chunk_there * 8) * 2
-                   : nullptr;
-      scales_shared = shared + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + tid / kRowChunks * 2 * Tl::kBytesGroup +
-                      tid % kRowChunks * 16;
-    }
   }
 
   // Step `ahead` from the next one into stage `stage`.
@@ -140,31 +138,15 @@ struct Loader {
 #pragma unroll
     for (int i = 0; i < kStrips; ++i) w[i] += steps * kStripBytes;
   }
-
-  // Scales and offsets of a step's groups; `step` counts from the first of k.
-  __device__ __forceinline__ void copy_scales(const LinearArgs& args, int stage, int step) const {
-    if (scales == nullptr) return;
-    const size_t row_bytes = static_cast<size_t>(args.n_tiles) * kTileN * 2;
-    const int group = step * Tl::BK / args.group;
-    cp_async_16(scales_shared + stage * Tl::kBytesScales, scales + group * row_bytes);
-    if (args.group < Tl::BK) {
-      cp_async_16(scales_shared + stage * Tl::kBytesScales + Tl::kBytesGroup, scales + (group + 1) * row_bytes);
-    }
-  }
 };
 
-// The first kCount words of this lane's, from shared memory.
-template <int kCount>
+// This lane's words of a block, from shared memory.
 __device__ __forceinline__ uint4 load_words(uint32_t address) {
-  uint4 v = {};
-  if constexpr (kCount == 4) {
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-  }
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
   return v;
 }
 
@@ -213,35 +195,46 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   const int row_tile = group * kGroup + in_group % group_rows, col_tile = in_group / group_rows;
   const int row0 = row_tile * Tl::BM, n_tile0 = col_tile * (Tl::BN / kTileN);
 
-  const int all_steps = (args.k + Tl::BK - 1) / Tl::BK;
-  const int first = static_cast<int>(static_cast<long long>(all_steps) * blockIdx.y / args.splits);
-  const int steps = static_cast<int>(static_cast<long long>(all_steps) * (blockIdx.y + 1) / args.splits) - first;
+  // Steps of k of this block. Of groups it starts at a whole segment.
+  constexpr int kUnit = F::kGroups ? Tl::kStages : 1;
+  const int all_steps = (args.k + Tl::BK - 1) / Tl::BK, units = (all_steps + kUnit - 1) / kUnit;
+  const auto start = [&](int split) {
+    return min(static_cast<int>(static_cast<long long>(units) * split / args.splits) * kUnit, all_steps);
+  };
+  const int first = start(blockIdx.y);
+  int steps = start(blockIdx.y + 1) - first;
 
-  // Where k ends within a step, that step comes first: then no copy of the loops below has to look where k ends.
-  const int part = first + steps == all_steps ? args.k % Tl::BK : 0;
-  const int skew = part > 0 ? 1 : 0;
+  // Columns of x in a step within which k ends. It is not one of `steps`: it comes after them, outside the loop that has
+  // no time to look where k ends. So every tile sums k in one order.
+  const int part = first + steps == all_steps && steps > 0 ? args.k % Tl::BK : 0;
+  if (part > 0) --steps;
 
   const uint32_t base = shared_address(shared);
+  const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
+  const int warp_row = warp / Tl::kWarpColumns * Tl::kRowTiles * 16;
+  const int warp_tile = warp % Tl::kWarpColumns * Tl::kColTiles;
   Loader<T, Tl> loader(args, base, rows, row0, n_tile0, first);
-  // Step `t` of this block, counted from the first of k.
-  const auto position = [&](int t) { return t < skew ? all_steps - 1 : first + t - skew; };
+  using Sum = std::conditional_t<F::kIntegers, int, float>;
+  Sum sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
+  using Scales = std::conditional_t<F::kGroups, Groups<Tl>, NoGroups>;
+  Scales groups(args, base + Tl::kStages * (Tl::kBytesX + Tl::kBytesW), n_tile0, warp_tile, first);
 #pragma unroll
   for (int s = 0; s < Tl::kStages - 1; ++s) {
-    if (s < skew) {
-      loader.copy_part(s, steps - 1, part);
-    } else if (s < steps) {
+    if (s < steps) {
       loader.copy(s, 0);
       loader.advance(1);
-    }
-    if constexpr (F::kGroups) {
-      if (s < steps) loader.copy_scales(args, s, position(s));
+      if constexpr (F::kGroups) {
+        if ((s & groups.segment_mask) == 0) groups.copy(args, s);
+      }
+    } else if (s == steps && part > 0) {
+      loader.copy_part(s, 0, part);
+      if constexpr (F::kGroups) {
+        if ((s & groups.segment_mask) == 0) groups.copy(args, s);
+      }
     }
     cp_async_commit();
   }
 
-  const int warp = warp_index(), lane = threadIdx.x % kWarpThreads;
-  const int warp_row = warp / Tl::kWarpColumns * Tl::kRowTiles * 16;
-  const int warp_tile = warp % Tl::kWarpColumns * Tl::kColTiles;
   // ldmatrix: lanes 0..15 name rows 0..15 of the first eight k, lanes 16..31 of the next eight.
   uint32_t x_lane[Tl::BK / 16];
 #pragma unroll
@@ -249,89 +242,42 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     x_lane[kk] = base + x_offset<Tl::BK>(warp_row + lane % 16, kk * 2 + lane / 16);
     keep(x_lane[kk]);
   }
-  // A block of w of which this warp's tiles are a part is read in part.
-  uint32_t w_lane = base + Tl::kStages * Tl::kBytesX + warp_tile / F::kTiles * Loader<T, Tl>::kStripBytes + lane * 16 +
-                    warp_tile % F::kTiles * 4;
+  uint32_t w_lane = base + Tl::kStages * Tl::kBytesX + warp_tile / F::kTiles * Loader<T, Tl>::kStripBytes + lane * 16;
   keep(w_lane);
-  const uint32_t scales_base = base + Tl::kStages * (Tl::kBytesX + Tl::kBytesW) + warp_tile * kTileN * 2;
 
-  using Sum = std::conditional_t<F::kIntegers, int, float>;
-  Sum sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
-  // Of grouped storage: sums are a group's, totals those of the groups so far, times their scales.
-  float totals[Tl::kRowTiles][Tl::kColTiles][8];
-  uint32_t negative[Tl::kColTiles][2];
-  if constexpr (F::kGroups) {
-#pragma unroll
-    for (int j = 0; j < Tl::kColTiles; ++j) {
-      negative[j][0] = negative[j][1] = F::kMinusEight;
-#pragma unroll
-      for (int i = 0; i < Tl::kRowTiles; ++i) {
-#pragma unroll
-        for (int e = 0; e < 8; ++e) totals[i][j][e] = 0.0f;
-      }
-    }
-  }
-
-  const auto multiply = [&](int stage, int t) {
+  // Plus a zero that the compiler does not know for one: constants it writes into a register anew before each use.
+  const uint32_t zero = gridDim.y - args.splits;
+  const Masks masks = {F::constants().low + zero, F::constants().high + zero};
+  const auto multiply = [&](int stage) {
     uint4 words[Tl::kColTiles];
-    const uint32_t scales = scales_base + stage * Tl::kBytesScales;
 #pragma unroll
     for (int kk = 0; kk < Tl::BK / 16; ++kk) {
-      if constexpr (F::kGroups) {
-        if (args.offsets != nullptr && (kk == 0 || (kk == 2 && args.group == 32))) {
-          const uint32_t row = scales + (2 + kk / 2) * Tl::kBytesGroup + (lane / 8 * 4 + lane / 4 % 2) * 2;
-#pragma unroll
-          for (int j = 0; j < Tl::kColTiles; ++j) {
-            negative[j][0] = load_twice(row + j * kTileN * 2);
-            negative[j][1] = load_twice(row + j * kTileN * 2 + 4);
-          }
-        }
-      }
       uint32_t a[Tl::kRowTiles][4];
 #pragma unroll
       for (int i = 0; i < Tl::kRowTiles; ++i) {
         ldmatrix_x4(a[i], x_lane[kk] + stage * Tl::kBytesX + i * 16 * Tl::BK * 2);
       }
       const uint32_t w_block = w_lane + stage * Tl::kBytesW + kk / F::kSteps * kBlockBytes;
-      if constexpr (F::kTiles == 4) {
-        words[0] = load_words<Tl::kColTiles>(w_block);
+      if constexpr (F::kTiles == Tl::kColTiles) {
+        words[0] = load_words(w_block);
       } else if (kk % F::kSteps == 0) {
 #pragma unroll
-        for (int j = 0; j < Tl::kColTiles; ++j) words[j] = load_words<4>(w_block + j * Loader<T, Tl>::kStripBytes);
+        for (int j = 0; j < Tl::kColTiles; ++j) words[j] = load_words(w_block + j * Loader<T, Tl>::kStripBytes);
       }
 #pragma unroll
       for (int j = 0; j < Tl::kColTiles; ++j) {
         uint32_t b[4];
-        F::operands(b, words[F::kTiles == 4 ? 0 : j], j, kk % F::kSteps, negative[j]);
+        F::operands(b, words[F::kTiles == Tl::kColTiles ? 0 : j], j, kk % F::kSteps, groups.negative[j], masks);
 #pragma unroll
         for (int i = 0; i < Tl::kRowTiles; ++i) {
-          Sum(&first)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][0]);
-          Sum(&second)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][4]);
+          Sum(&low)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][0]);
+          Sum(&high)[4] = *reinterpret_cast<Sum(*)[4]>(&sums[i][j][4]);
           if constexpr (F::kIntegers) {
-            mma_m16n8k32_s8(first, a[i], b[0], b[1]);
-            mma_m16n8k32_s8(second, a[i], b[2], b[3]);
+            mma_m16n8k32_s8(low, a[i], b[0], b[1]);
+            mma_m16n8k32_s8(high, a[i], b[2], b[3]);
           } else {
-            mma_m16n8k16<T>(first, a[i], b[0], b[1]);
-            mma_m16n8k16<T>(second, a[i], b[2], b[3]);
-          }
-        }
-      }
-      if constexpr (F::kGroups) {
-        const bool ends = (position(t) + 1) * Tl::BK % args.group == 0 || t == steps - 1 || t < skew;
-        if ((kk == 1 && args.group == 32) || (kk == 3 && ends)) {
-          const uint32_t row = scales + (args.group == 32 ? kk / 2 : 0) * Tl::kBytesGroup + lane % 4 * 8;
-#pragma unroll
-          for (int j = 0; j < Tl::kColTiles; ++j) {
-            const float4 s = load_scales(row + j * kTileN * 2);
-            const float by[8] = {s.x, s.y, s.x, s.y, s.z, s.w, s.z, s.w};
-#pragma unroll
-            for (int i = 0; i < Tl::kRowTiles; ++i) {
-#pragma unroll
-              for (int e = 0; e < 8; ++e) {
-                totals[i][j][e] = fmaf(sums[i][j][e], by[e], totals[i][j][e]);
-                sums[i][j][e] = 0.0f;
-              }
-            }
+            mma_m16n8k16<T>(low, a[i], b[0], b[1]);
+            mma_m16n8k16<T>(high, a[i], b[2], b[3]);
           }
         }
       }
@@ -339,8 +285,9 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   };
 
   int done = 0;
-  if constexpr (!F::kGroups) {
-    // All stages in turn, so that their addresses are constants; every step of these has one to copy.
+  // All stages in turn, so that their addresses are constants; every step of these has one to copy. Of groups these are
+  // one segment.
+  if (!F::kGroups || args.group % (kUnit * Tl::BK) == 0) {
 #pragma unroll 1
     for (; done + 2 * (Tl::kStages - 1) < steps; done += Tl::kStages) {
 #pragma unroll
@@ -348,8 +295,14 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
         cp_async_wait<Tl::kStages - 2>();
         __syncthreads();
         loader.copy((s + Tl::kStages - 1) % Tl::kStages, s);
+        if constexpr (F::kGroups) {
+          if (s == 1) groups.copy(args, 0);
+        }
         cp_async_commit();
-        multiply(s, done + s);
+        if constexpr (F::kGroups) {
+          if (s == 0) groups.enter(args, 0, sums);
+        }
+        multiply(s);
       }
       loader.advance(Tl::kStages);
     }
@@ -360,16 +313,34 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     cp_async_wait<Tl::kStages - 2>();
     __syncthreads();
     const int free_stage = stage == 0 ? Tl::kStages - 1 : stage - 1;
-    const int ahead = done + Tl::kStages - 1;
-    if (ahead < steps) {
+    if (done + Tl::kStages - 1 < steps) {
       loader.copy(free_stage, 0);
       loader.advance(1);
-      if constexpr (F::kGroups) loader.copy_scales(args, free_stage, position(ahead));
+      if constexpr (F::kGroups) {
+        if ((free_stage & groups.segment_mask) == 0) groups.copy(args, free_stage);
+      }
+    } else if (done + Tl::kStages - 1 == steps && part > 0) {
+      loader.copy_part(free_stage, 0, part);
+      if constexpr (F::kGroups) {
+        if ((free_stage & groups.segment_mask) == 0) groups.copy(args, free_stage);
+      }
     }
     cp_async_commit();
-    multiply(stage, done);
+    if constexpr (F::kGroups) {
+      if ((stage & groups.segment_mask) == 0) groups.enter(args, stage, sums);
+    }
+    multiply(stage);
     stage = stage == Tl::kStages - 1 ? 0 : stage + 1;
   }
+  if (part > 0) {
+    cp_async_wait<0>();
+    __syncthreads();
+    if constexpr (F::kGroups) {
+      if ((stage & groups.segment_mask) == 0) groups.enter(args, stage, sums);
+    }
+    multiply(stage);
+  }
+  if constexpr (F::kGroups) groups.finish(sums);
   cp_async_wait<0>();
   float whole[Tl::kRowTiles][Tl::kColTiles][8];
 #pragma unroll
@@ -377,17 +348,16 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
 #pragma unroll
     for (int j = 0; j < Tl::kColTiles; ++j) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) whole[i][j][e] = F::kGroups ? totals[i][j][e] : static_cast<float>(sums[i][j][e]);
+      for (int e = 0; e < 8; ++e) whole[i][j][e] = static_cast<float>(sums[i][j][e]);
     }
   }
 
-  if (args.splits > 1 && !join_splits<Tl>(args, blockIdx.x, row_tiles * col_tiles, reinterpret_cast<bool*>(shared), whole)) {
-    return;
-  }
+  bool* last = reinterpret_cast<bool*>(shared);
+  if (args.splits > 1 && !join_splits<Tl>(args, blockIdx.x, row_tiles * col_tiles, last, whole)) return;
 
-  // Sixteen rows at a time through shared memory, so that what follows is a short loop in which a lane keeps its columns
-  // and a warp's lanes are neighbours in memory. Each warp has its own part; 16-byte chunks of odd rows are swapped by
-  // halves of a line.
+  // Sixteen rows at a time through shared memory, so that what follows is a short loop in which a lane keeps its
+  // columns and a warp's lanes are neighbours in memory. Each warp has its own part; 16-byte chunks of odd rows are
+  // swapped by halves of a line.
   __syncthreads();
   constexpr int kColumns = Tl::kColTiles * kTileN;
   constexpr int kLanes = kColumns / 4;  // of a row

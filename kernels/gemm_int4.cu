@@ -2,14 +2,15 @@
 // groups of columns, activations of T.
 //
 // In      x [rows, k] T; q packed as int4 (packed.cuh); scales [ceil(k / group), packed rows] f16, offsets of the same
-//         shape or null; group 32 or a multiple of 64. The rest as gemm.cu, of which this is the same code: epilogues,
-//         splits, limits
+//         shape or null; group 32, 64 or a multiple of 128, no scale 0. The rest as gemm.cu, of which this is the same
+//         code: epilogues, splits, limits
 // Out     y [rows, n]: T or f32; T is __half or __nv_bfloat16 (suffix f16, bf16); arguments: LinearArgs (epilogue.cuh)
-// Grid, block, shared  as gemm.cu with 4 KiB of scales; name: gemm_int4_<T>_<BM>x<BN>
+// Grid, block  as gemm.cu; splits of k are of whole 128 columns; name: gemm_int4_<T>_<BM>x<BN>
+// Shared  stages * (BM * BK * 2 + BN * BK / 2 + 4 * BN) bytes, dynamic: of x, w, scales and offsets
 // Cost    2 m n k FLOPs, n k / 2 bytes of weights and 2 n k / group of scales. Integers become exact T in registers, by
-//         11 instructions a word of eight, shared by the rows of a warp's tile
-// Numerics as gemm.cu; products of x and integers are exact, each group's f32 sums are multiplied by its scales and
-//         added in f32: no weight is rounded. That takes a second set of sums, so tiles of a warp are at most 64 x 32
+//         11 instructions a word of eight, shared by the rows of a warp's tile; a group costs an instruction a sum
+// Numerics as gemm.cu; products of x and integers are exact, scales are applied to f32 sums (groups.cuh): no weight is
+//         rounded
 // Caller  engine/backend/cuda/ops/linear.rs
 // Oracle  engine/backend/cpu/matmul on dequantised weights; tests/cuda_ops/linear_quantized.rs
 
@@ -17,14 +18,15 @@
 
 using namespace engine;
 
+// BOUND: registers; these leave room for three and for two blocks a multiprocessor, and spill none.
 #define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)      \
   extern "C" __global__ void BOUND                              \
       gemm_int4_##suffix##_##BM##x##BN(const LinearArgs args) { \
     gemm<Tile<Int4<T>, BM, BN, BK, WM, WN, STAGES>>(args);      \
   }
-#define GEMM_TILES(suffix, T)                                      \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __launch_bounds__(128, 2)) \
-  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 2))
+#define GEMM_TILES(suffix, T)                                              \
+  GEMM(suffix, T, 32, 256, 32, 1, 4, 4, __maxnreg__(132 + kMoreRegisters)) \
+  GEMM(suffix, T, 64, 256, 32, 1, 4, 4, __maxnreg__(240))
 
 GEMM_TILES(bf16, __nv_bfloat16)
 GEMM_TILES(f16, __half)

@@ -15,8 +15,8 @@
 //         bytes are k 2t, 2t + 8, 2t + 1, 2t + 9, two's complement. A row has one f32 scale.
 //   int4  64 n x 16 k. Word j is rows 16j ..: nibbles 0, 4 are row feature(g) at k 2t, 2t + 1; nibbles 1, 5 the same
 //         at k 2t + 8, 2t + 9; nibbles 2, 6 and 3, 7 row feature(g) + 2. Value (nibble - zero) * scale, with one scale
-//         (f16) a row and group of 32, 64, 128 ... columns. Zero is 8, or stored as minus (base + zero) in T with base
-//         128 for bf16 and 1024 for f16: what has to be added to the T that the nibble is turned into.
+//         (f16, never 0) a row and group of 32, 64, 128 ... columns. Zero is 8, or stored as minus (base + zero) in T
+//         with base 128 for bf16 and 1024 for f16: what has to be added to the T that the nibble is turned into.
 // Blocks lie k fastest as tiles do, and integers become exact T in registers, in the order of operands.
 //
 // A gated matrix (gate and up of a feed-forward layer) is one packed matrix of 2n rows: gate of feature i is row 2i, up
@@ -62,13 +62,20 @@ __device__ __forceinline__ void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)
 
 // A storage of weights: a block is kTiles tiles of 16 n and kSteps steps of 16 k. `operands` gives the B operands of
 // tile `j`, step `s` of a lane's words: b[0], b[1] of rows feature(g), b[2], b[3] of rows feature(g) + 2. `negative`
-// holds what the two rows' zero points are taken off with, as pairs.
+// holds what the two rows' zero points are taken off with, as pairs; `masks` are its constants, which a loop keeps
+// in registers: a logic instruction takes one constant, and these have two.
+struct Masks {
+  uint32_t low, high;
+};
+
 template <typename T>
 struct Dense {
   using Element = T;
   static constexpr int kTiles = 1, kSteps = 1;
   static constexpr bool kRowScales = false, kGroups = false, kIntegers = false;
-  static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int, int, const uint32_t (&)[2]) {
+  static __device__ __forceinline__ constexpr Masks constants() { return {}; }
+  static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int, int, const uint32_t (&)[2],
+                                                  Masks = constants()) {
     b[0] = w.x, b[1] = w.y, b[2] = w.z, b[3] = w.w;
   }
 };
@@ -87,19 +94,23 @@ struct Int8 {
   using Element = T;
   static constexpr int kTiles = 1, kSteps = 2;
   static constexpr bool kRowScales = true, kGroups = false, kIntegers = false;
+  static __device__ __forceinline__ constexpr Masks constants() {
+    return kIsBf16<T> ? Masks{0x007f007fu, 0x00800080u} : Masks{0x00ff00ffu, 0};
+  }
   // Bytes 0 and 2 of a word as a pair.
-  static __device__ __forceinline__ uint32_t pair(uint32_t w) {
+  static __device__ __forceinline__ uint32_t pair(uint32_t w, Masks masks = constants()) {
     if constexpr (kIsBf16<T>) {
       // bf16 has seven bits for the low bits of 128 + q; its sign bit is worth another -128.
-      return fma_pair<T>((w & 0x007f007fu) | 0x43004300u, 0x3f803f80u, (w & 0x00800080u) | 0xc300c300u);
+      return fma_pair<T>((w & masks.low) | 0x43004300u, 0x3f803f80u, (w & masks.high) | 0xc300c300u);
     } else {
       // 1024 + (q + 128), less 1152.
-      return fma_pair<T>((w & 0x00ff00ffu) ^ 0x64806480u, 0x3c003c00u, 0xe480e480u);
+      return fma_pair<T>((w & masks.low) ^ 0x64806480u, 0x3c003c00u, 0xe480e480u);
     }
   }
-  static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int, int s, const uint32_t (&)[2]) {
+  static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int, int s, const uint32_t (&)[2],
+                                                  Masks masks = constants()) {
     const uint32_t low = s == 0 ? w.x : w.y, high = s == 0 ? w.z : w.w;
-    b[0] = pair(low), b[1] = pair(low >> 8), b[2] = pair(high), b[3] = pair(high >> 8);
+    b[0] = pair(low, masks), b[1] = pair(low >> 8, masks), b[2] = pair(high, masks), b[3] = pair(high >> 8, masks);
   }
 };
 
@@ -113,16 +124,18 @@ struct Int4 {
   static constexpr uint32_t kOne = kIsBf16<T> ? 0x3f803f80u : 0x3c003c00u;
   // - (base + 8).
   static constexpr uint32_t kMinusEight = kIsBf16<T> ? 0xc308c308u : 0xe408e408u;
-  static __device__ __forceinline__ uint32_t pair(uint32_t w, uint32_t negative) {
-    return fma_pair<T>((w & 0x000f000fu) | kBase, kOne, negative);
+  static __device__ __forceinline__ constexpr Masks constants() { return {0x000f000fu, 0}; }
+  static __device__ __forceinline__ uint32_t pair(uint32_t w, uint32_t negative, Masks masks) {
+    return fma_pair<T>((w & masks.low) | kBase, kOne, negative);
   }
-  static __device__ __forceinline__ void operands(uint32_t (&b)[4], uint32_t w, const uint32_t (&negative)[2]) {
-    b[0] = pair(w, negative[0]), b[1] = pair(w >> 4, negative[0]);
-    b[2] = pair(w >> 8, negative[1]), b[3] = pair(w >> 12, negative[1]);
+  static __device__ __forceinline__ void operands(uint32_t (&b)[4], uint32_t w, const uint32_t (&negative)[2],
+                                                  Masks masks = constants()) {
+    b[0] = pair(w, negative[0], masks), b[1] = pair(w >> 4, negative[0], masks);
+    b[2] = pair(w >> 8, negative[1], masks), b[3] = pair(w >> 12, negative[1], masks);
   }
   static __device__ __forceinline__ void operands(uint32_t (&b)[4], const uint4& w, int j, int,
-                                                  const uint32_t (&negative)[2]) {
-    operands(b, j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w, negative);
+                                                  const uint32_t (&negative)[2], Masks masks = constants()) {
+    operands(b, j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w, negative, masks);
   }
 };
 

@@ -96,9 +96,13 @@ pub fn pack_row_scales(scales: &[f32]) -> Vec<f32> {
     out
 }
 
-/// `[n, groups]` scales, as checkpoints have them, as `[groups, packed rows]`.
+/// `[n, groups]` scales, as checkpoints have them, as `[groups, packed rows]`. The kernels divide by them: one of zero
+/// becomes the smallest that there is.
 pub fn pack_group_scales(scales: &[f16], n: usize) -> Result<Vec<f16>> {
-    transpose(scales, n, f16::ONE)
+    const SMALLEST: f16 = f16::from_bits(1);
+    let mut packed = transpose(scales, n, f16::ONE)?;
+    packed.iter_mut().filter(|scale| **scale == f16::ZERO).for_each(|scale| *scale = SMALLEST);
+    Ok(packed)
 }
 
 /// `[n, groups]` zero points of 0..=16 as what the kernels add to take them off, `[groups, packed rows]` as bits of
@@ -180,7 +184,10 @@ mod tests {
         let scales: Vec<f16> = (0..6).map(|i| f16::from_f32(i as f32)).collect();
         let packed = pack_group_scales(&scales, 2).unwrap();
         assert_eq!(packed.len(), 3 * 64);
-        assert_eq!([packed[0], packed[1], packed[64], packed[65]].map(f16::to_f32), [0.0, 3.0, 1.0, 4.0]);
+        assert_eq!([packed[1], packed[64], packed[65]].map(f16::to_f32), [3.0, 1.0, 4.0]);
+        // None is zero.
+        assert_eq!(packed[0], f16::from_bits(1));
+        assert_eq!(pack_group_scales(&[f16::NEG_ZERO], 1).unwrap()[0], f16::from_bits(1));
         let zeros = pack_group_zeros(&[0, 7, 15, 16], 4, DType::Bf16).unwrap();
         assert_eq!([0, 1, 2, 3].map(|i| bf16::from_bits(zeros[i]).to_f32()), [-128.0, -135.0, -143.0, -144.0]);
         let zeros = pack_group_zeros(&[3], 1, DType::F16).unwrap();

@@ -62,6 +62,9 @@ const HUGE: Kernel = Kernel::Tile { rows: 128, columns: 256, k: 32, stages: 3, w
 // Columns of int8 are counted in pairs, and there may be as few as 64 of them.
 const SMALL_PAIRS: Kernel = Kernel::Tile { rows: 32, columns: 128, k: 32, stages: 4, warps: 4 };
 const MIDDLE_PAIRS: Kernel = Kernel::Tile { rows: 64, columns: 128, k: 32, stages: 4, warps: 4 };
+// A warp's words of int4 are of 64 columns; a stage is of one group, and those have from 32 columns on.
+const SMALL_INT4: Kernel = Kernel::Tile { rows: 32, columns: 256, k: 32, stages: 4, warps: 4 };
+const MIDDLE_INT4: Kernel = Kernel::Tile { rows: 64, columns: 256, k: 32, stages: 4, warps: 4 };
 const STREAM_WARPS: usize = 8;
 
 /// Of int4, what kernels are made for: columns with one scale, whether there are zero points.
@@ -158,8 +161,8 @@ impl Kernel {
                 let weights = match storage {
                     Storage::Dense | Storage::Int8Both => columns * k * 2,
                     Storage::Int8 => columns * k,
-                    // With scales and zeros of two groups.
-                    Storage::Int4 => columns * k / 2 + columns * 8,
+                    // With scales and zeros of a group.
+                    Storage::Int4 => columns * k / 2 + columns * 4,
                 };
                 stages * (rows * k * 2 + weights)
             }
@@ -219,7 +222,11 @@ pub(super) fn choose_alike(storage: Storage, rows: usize) -> Choice {
 
 /// For up to 32 rows and up to 64.
 fn small_tiles(storage: Storage) -> (Kernel, Kernel) {
-    if storage == Storage::Int8Both { (SMALL_PAIRS, MIDDLE_PAIRS) } else { (SMALL, MIDDLE) }
+    match storage {
+        Storage::Dense | Storage::Int8 => (SMALL, MIDDLE),
+        Storage::Int8Both => (SMALL_PAIRS, MIDDLE_PAIRS),
+        Storage::Int4 => (SMALL_INT4, MIDDLE_INT4),
+    }
 }
 
 /// The kernel for `rows` of `[columns, k]`, columns a multiple of 64. The only place that knows which is best for what.
@@ -245,9 +252,9 @@ pub(super) fn choose(storage: Storage, rows: usize, columns: usize, k: usize, mu
         return Choice { kernel, splits: most.min(k / 1024).max(1) };
     }
     let kernel = tile(storage, rows, columns, multiprocessors);
-    // Up to one block a multiprocessor (two of the smallest tile, which takes half the shared memory), each with enough
-    // k to be worth the sum over parts: that costs 8 bytes an element of y and part, against 2 of w an element and k.
-    let small = matches!(kernel, Kernel::Tile { rows: 32, .. });
+    // Up to one block a multiprocessor (two of the tiles that take less than half the shared memory), each with enough k
+    // to be worth the sum over parts: that costs 8 bytes an element of y and part, against 2 of w an element and k.
+    let small = matches!(kernel, Kernel::Tile { rows: 32, .. }) || storage == Storage::Int4;
     let slots = if small { 2 * multiprocessors } else { multiprocessors };
     let splits = (slots / kernel.blocks(rows, columns).max(1)).min(k / 512).max(1);
     Choice { kernel, splits }
@@ -263,7 +270,7 @@ fn tile(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -
     let (small, middle) = small_tiles(storage);
     match (rows, storage) {
         (0..=32, _) => small,
-        // Sums of groups and totals of them leave no registers for larger tiles.
+        // Of int4 this one has 64 x 64 sums a warp already, as the largest of the others.
         (33..=64, _) | (_, Storage::Int4) => middle,
         _ => {
             let all = [(HUGE, 100), (LARGE, 105), (middle, 120)];
@@ -299,9 +306,9 @@ mod tests {
         // 729 patches of SigLIP: 54 whole tiles would leave 78 of 132 idle.
         assert_eq!(choose(Storage::Dense, 729, 1152, 1152, 132).kernel, MIDDLE);
         assert_eq!(choose(Storage::Int8Both, 1, 4096, 4096, 132).kernel, SMALL_PAIRS);
-        assert_eq!(choose(Storage::Int4, 9, 4096, 4096, 132).kernel, SMALL);
-        assert_eq!(choose(Storage::Int8, 9, 4096, 4096, 132).kernel, SMALL);
-        assert_eq!(choose(Storage::Int4, 4096, 4096, 4096, 132).kernel, MIDDLE);
+        assert_eq!(choose(Storage::Int4, 9, 4096, 4096, 132).kernel, SMALL_INT4);
+        assert_eq!(choose(Storage::Int8, 9, 4096, 4096, 132).kernel, SMALL_INT4);
+        assert_eq!(choose(Storage::Int4, 4096, 4096, 4096, 132).kernel, MIDDLE_INT4);
         let choice = choose(Storage::Int8, 1, 4096, 4096, 132);
         assert_eq!(choice, Choice { kernel: INT8, splits: 2 });
         let choice = choose(Storage::Dense, 16, 1024, 4096, 132);
