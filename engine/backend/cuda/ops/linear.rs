@@ -190,7 +190,7 @@ impl Linear<'_> {
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let multiprocessors = cuda.device().multiprocessors() as usize;
         match alike {
-            true => choose_alike(storage, self.rows),
+            true => choose_alike(storage, self.rows, columns, multiprocessors),
             false => choose(storage, self.rows, columns, self.k, multiprocessors),
         }
     }

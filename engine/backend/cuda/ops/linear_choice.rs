@@ -213,11 +213,9 @@ impl Choice {
     }
 }
 
-/// As [`choose`], of kernels that sum a product in one order: a row's bits do not depend on how many there are. The large
-/// tiles take the columns of a step in another order than these two.
-pub(super) fn choose_alike(storage: Storage, rows: usize) -> Choice {
-    let (small, middle) = small_tiles(storage);
-    Choice { kernel: if rows <= 32 { small } else { middle }, splits: 1 }
+/// As [`choose`], of the kernels that all sum a product in one order: a row's bits do not depend on how many there are.
+pub(super) fn choose_alike(storage: Storage, rows: usize, columns: usize, multiprocessors: usize) -> Choice {
+    Choice { kernel: tile(storage, rows, columns, multiprocessors), splits: 1 }
 }
 
 /// For up to 32 rows and up to 64.
@@ -307,7 +305,7 @@ mod tests {
         assert_eq!(choose(Storage::Dense, 729, 1152, 1152, 132).kernel, MIDDLE);
         assert_eq!(choose(Storage::Int8Both, 1, 4096, 4096, 132).kernel, SMALL_PAIRS);
         assert_eq!(choose(Storage::Int4, 9, 4096, 4096, 132).kernel, SMALL_INT4);
-        assert_eq!(choose(Storage::Int8, 9, 4096, 4096, 132).kernel, SMALL_INT4);
+        assert_eq!(choose(Storage::Int8, 9, 4096, 4096, 132).kernel, SMALL);
         assert_eq!(choose(Storage::Int4, 4096, 4096, 4096, 132).kernel, MIDDLE_INT4);
         let choice = choose(Storage::Int8, 1, 4096, 4096, 132);
         assert_eq!(choice, Choice { kernel: INT8, splits: 2 });
