@@ -102,8 +102,8 @@ fn check(dtype: DType) {
     }
     let Agreement { equal, steps, worst } = agreement;
     println!("{dtype:?}: {equal} of {steps} tokens before a near tie; log-probabilities differ by at most {worst:.4}");
-    // Rounding flips near ties; a wrong kernel flips nearly everything.
-    let least = if dtype == DType::F16 { 95 } else { 55 };
+    // Rounding flips near ties, and an early one costs a case all its later tokens; a wrong kernel flips nearly everything.
+    let least = if dtype == DType::F16 { 90 } else { 55 };
     assert!(equal * 100 >= steps * least, "{equal} of {steps}");
 }
 
