@@ -3,13 +3,13 @@
 //! In: nodes, values, weights. Out: prepared launches. Owns: nothing; whether a norm or a rotation is part of a product's
 //! launch is decided here, by the rows of the bucket. Not here: which kernel computes a product (`ops/linear_choice.rs`).
 
-use super::super::Launch;
 use super::super::ops::fused::{self, InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
 use super::super::ops::linear::Linear;
 use super::super::ops::rmsnorm::RmsNorm;
 use super::super::ops::rope::RopeKeys;
 use super::super::ops::rows::RowMove;
 use super::super::upload::{Form, Use};
+use super::super::{DeviceSlice, Launch};
 use super::{Lowering, Value};
 use crate::graph::{Activation, Heads, Node, NodeId, Norm, Op, Qkv, WeightId};
 use crate::tensor::DType;
@@ -105,6 +105,35 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The product that makes q, k and v of a layer, to `y` and its stride. `forms` are those of the weights and of the
+    /// biases.
+    fn qkv_product(
+        &self,
+        input: Value<'a>,
+        qkv: &Qkv,
+        heads: &Heads,
+        forms: [Form; 2],
+        (y, y_stride): (DeviceSlice<'a>, usize),
+    ) -> Result<Linear<'a>> {
+        Ok(Linear {
+            dtype: self.shared.dtype,
+            x: input.slice,
+            x_stride: input.stride,
+            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
+            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
+            activation: None,
+            residual: None,
+            y,
+            y_stride,
+            output: self.shared.dtype,
+            rows: input.rows,
+            n: (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim,
+            k: self.k(qkv.weights[0]),
+            num_rows: input.num_rows,
+            work: Some(self.scratch.work()),
+        })
+    }
+
     /// q, k and v of a layer by one product, side by side in work memory: what reads them follows at once. `forms` are
     /// those of the weights and of the biases.
     pub(super) fn qkv(
@@ -114,31 +143,14 @@ impl<'a> Lowering<'a> {
         heads: &Heads,
         forms: [Form; 2],
     ) -> Result<(Launch, [Value<'a>; 3])> {
-        let dtype = self.shared.dtype;
+        let size = self.shared.dtype.size();
         let widths = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads].map(|n| n * heads.head_dim);
-        let n: usize = widths.iter().sum();
-        let stride = self.plan.layout.stride(n);
+        let stride = self.plan.layout.stride(widths.iter().sum());
         let room = self.scratch.qkv();
-        let op = Linear {
-            dtype,
-            x: input.slice,
-            x_stride: input.stride,
-            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
-            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
-            activation: None,
-            residual: None,
-            y: room.slice(0, input.rows * stride * dtype.size())?,
-            y_stride: stride,
-            output: dtype,
-            rows: input.rows,
-            n,
-            k: self.k(qkv.weights[0]),
-            num_rows: input.num_rows,
-            work: Some(self.scratch.work()),
-        };
+        let y = room.slice(0, input.rows * stride * size)?;
+        let op = self.qkv_product(input, qkv, heads, forms, (y, stride))?;
         let part = |before: usize, cols: usize| {
-            let bytes = ((input.rows - 1) * stride + cols) * dtype.size();
-            let slice = room.slice(before * dtype.size(), bytes)?;
+            let slice = room.slice(before * size, ((input.rows - 1) * stride + cols) * size)?;
             Ok(Value { slice, stride, rows: input.rows, cols, num_rows: input.num_rows })
         };
         let parts = [part(0, widths[0])?, part(widths[0], widths[1])?, part(widths[0] + widths[1], widths[2])?];
@@ -174,23 +186,7 @@ impl<'a> Lowering<'a> {
             return Ok(launches);
         };
         let q = self.value(id)?;
-        let op = Linear {
-            dtype: self.shared.dtype,
-            x: input.slice,
-            x_stride: input.stride,
-            weight: self.weights.slice(Use::joined(forms[0], qkv.weights))?,
-            bias: qkv.biases.map(|b| self.weights.slice(Use::joined(forms[1], b))).transpose()?,
-            activation: None,
-            residual: None,
-            y: q.slice,
-            y_stride: q.stride,
-            output: self.shared.dtype,
-            rows: q.rows,
-            n: (num_heads + 2 * num_kv_heads) * head_dim,
-            k: self.k(qkv.weights[0]),
-            num_rows: q.num_rows,
-            work: Some(self.scratch.work()),
-        };
+        let op = self.qkv_product(input, qkv, heads, forms, (q.slice, q.stride))?;
         let output = QkvOutput {
             heads: num_heads,
             kv_heads: num_kv_heads,
