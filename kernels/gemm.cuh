@@ -1,7 +1,7 @@
-// The body of the GEMM kernels: tiles, copies, products, sums over splits of k, epilogue. For gemm.cu (weights as
-// stored), gemm_int8.cu, gemm_int4.cu.
+// The body of the GEMM kernels: tiles, copies, products, sums over splits of k, epilogue. For gemm.cu and gemm_qkv.cu
+// (weights as stored), gemm_int8.cu, gemm_int4.cu.
 //
-// Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh).
+// Owns: the pipeline. Not here: layouts of weights (packed.cuh), what becomes of a sum (epilogue.cuh, qkv.cuh).
 #pragma once
 
 #include <type_traits>
@@ -9,6 +9,7 @@
 #include "epilogue.cuh"
 #include "groups.cuh"
 #include "packed.cuh"
+#include "qkv.cuh"
 
 namespace engine {
 
@@ -186,8 +187,9 @@ __device__ __forceinline__ bool join_splits(const LinearArgs& args, int tile, in
   return true;
 }
 
-template <typename Tl>
-__device__ __forceinline__ void gemm(const LinearArgs& args) {
+// kQkv: y is q, k and v of attention (qkv.cuh), `more` the FusedArgs.
+template <typename Tl, bool kQkv = false, typename More = int>
+__device__ __forceinline__ void gemm(const LinearArgs& args, const More& more = {}) {
   using F = typename Tl::Format;
   using T = typename F::Element;
   extern __shared__ __align__(128) char shared[];
@@ -225,6 +227,9 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   Sum sums[Tl::kRowTiles][Tl::kColTiles][8] = {};
   using Scales = std::conditional_t<F::kGroups, Groups<Tl>, NoGroups>;
   Scales groups(args, base + Tl::kStages * (Tl::kBytesX + Tl::kBytesW), n_tile0, warp_tile, first);
+  // Behind the stages: positions and slots of the rows, on their way while the products are formed.
+  int* positions = reinterpret_cast<int*>(shared + Tl::kStages * (Tl::kBytesX + Tl::kBytesW));
+  if constexpr (kQkv) copy_positions<Tl::BM>(more, positions, row0, rows);
 #pragma unroll
   for (int s = 0; s < Tl::kStages - 1; ++s) {
     if (s < steps) {
@@ -370,7 +375,10 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
   constexpr int kLanes = kColumns / 4;  // of a row
   float4* own = reinterpret_cast<float4*>(shared) + warp * (16 * kLanes);
   const int g = lane / 4, t = lane % 4;
-  const Epilogue<T, F::kRowScales, F::kIntegers> epilogue(args, (n_tile0 + warp_tile) * kTileN + lane % kLanes * 4);
+  const int column = (n_tile0 + warp_tile) * kTileN + lane % kLanes * 4;
+  const Epilogue<T, F::kRowScales, F::kIntegers> epilogue(args, column);
+  using Turns = std::conditional_t<kQkv, Turn<Tl::BM>, NoTurn>;
+  const Turns turn(more, positions, column);
 #pragma unroll
   for (int i = 0; i < Tl::kRowTiles; ++i) {
 #pragma unroll
@@ -386,7 +394,12 @@ __device__ __forceinline__ void gemm(const LinearArgs& args) {
     for (int r = lane / kLanes; r < 16; r += kWarpThreads / kLanes) {
       const float4 v = own[r * kLanes + ((lane % kLanes) ^ ((r & 1) * 4))];
       const int row = row0 + warp_row + i * 16 + r;
-      if (row < rows) epilogue.store(args, row, v);
+      if (row >= rows) continue;
+      if constexpr (kQkv) {
+        store_qkv<T>(more, row, column, epilogue.count, epilogue.biased(v), turn.of(row - row0));
+      } else {
+        epilogue.store(args, row, v);
+      }
     }
     __syncwarp();
   }

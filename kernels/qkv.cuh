@@ -1,7 +1,8 @@
-// What a linear layer for few rows does besides its product: the norm of x before it, and for q, k and v of a decoder's
+// What a linear layer does besides its product: for few rows the norm of x before it, and for q, k and v of a decoder's
 // attention what comes after: q and k turned by their positions, k and v stored in their pages.
 //
-// Owns: FusedArgs, the argument of gemv_norm.cu and gemv_qkv.cu. Not here: products (gemv.cuh), the angle (rotary.cuh).
+// Owns: FusedArgs, the argument of gemv_norm.cu, gemv_qkv.cu and gemm_qkv.cu. Not here: products (gemv.cuh, gemm.cuh),
+// the angle (rotary.cuh).
 #pragma once
 
 #include "epilogue.cuh"
@@ -44,6 +45,49 @@ __device__ __forceinline__ void copy_turn(const FusedArgs& args, float* to, int 
   cp_async<4>(shared_address(to + 2 * apart), args.inv_freq + (pair + 1) % half);
   cp_async<4>(shared_address(to + 3 * apart), args.slots + row);
 }
+
+// Copies positions and slots of the rows from `row0` on, up to kRows of the batch's `rows`, to shared memory, [component]
+// [kRows] and behind the third component slots. They arrive with a thread's next group of copies; a block has kRows
+// threads at least.
+template <int kRows>
+__device__ __forceinline__ void copy_positions(const FusedArgs& args, int* to, int row0, int rows) {
+  const int row = row0 + threadIdx.x;
+  if (threadIdx.x >= kRows || row >= rows) return;
+  const uint32_t shared = shared_address(to + threadIdx.x);
+  cp_async<4>(shared, args.positions + row);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // A component that no frequency takes may not be there.
+    if (args.ends[i] >= args.head_dim / 2) continue;
+    cp_async<4>(shared + (i + 1) * kRows * 4, args.positions + (i + 1) * rows + row);
+  }
+  cp_async<4>(shared + 3 * kRows * 4, args.slots + row);
+}
+
+// What turns vectors of four packed columns from `column` on, of any row: two frequencies, and the rows' positions and
+// slots as copy_positions leaves them.
+template <int kRows>
+struct Turn {
+  float first, second;
+  const int *positions, *slots;
+
+  __device__ __forceinline__ Turn(const FusedArgs& args, const int* copied, int column) : slots(copied + 3 * kRows) {
+    const int half = args.head_dim / 2, pair = column / 2, at = pair % half;
+    positions = copied + ((at >= args.ends[0]) + (at >= args.ends[1])) * kRows;
+    first = args.inv_freq[at];
+    second = args.inv_freq[(pair + 1) % half];
+  }
+
+  // Of row `row` of the kRows, as store_qkv takes it.
+  __device__ __forceinline__ float4 of(int row) const {
+    return make_float4(__int_as_float(positions[row]), first, second, __int_as_float(slots[row]));
+  }
+};
+
+// Of a layer that turns nothing.
+struct NoTurn {
+  __device__ __forceinline__ NoTurn(int, const int*, int) {}
+};
 
 // Where element 0 of a row's head goes; null: nowhere. Heads of q, then of k, then of v.
 template <typename T>

@@ -28,9 +28,10 @@ use wrapped::{Compiled, Wrapped, eager};
 ///
 /// Rounding alone gives this much: an emulation that rounds to f16 exactly where the kernels store f16, with exact sums
 /// between, had 0.022 to 0.066 in 400 orders of sums (0.030 the median, 18 above 0.04, 2 above 0.05), mostly at token 116
-/// of step 12 of `rgba`. So one largest difference tells little of the kernels; [`rms_limit`] tells more.
+/// of step 12 of `rgba`. So one largest difference tells little of the kernels; [`rms_limit`] tells more. bf16 rounds eight
+/// times as coarsely.
 fn limit(dtype: DType) -> f32 {
-    if dtype == DType::F16 { 0.05 } else { 0.3 }
+    if dtype == DType::F16 { 0.05 } else { 0.4 }
 }
 
 /// Root mean square of these differences. The same emulation had 0.0050 to 0.0054 in f16 and 0.039 to 0.042 in bf16; with
@@ -174,8 +175,8 @@ impl Program for TwiceProgram {
 }
 
 /// A token of a Llama-like decoder costs five launches a layer: q, k and v with norm, rotary embedding and pages;
-/// attention; output and residual; gate and up with norm; down and residual. More rows take norms, then rotary embedding
-/// in launches of their own. Beside the layers: embeddings, the last layer with its norm, two that choose tokens.
+/// attention; output and residual; gate and up with norm; down and residual. More rows than eight take norms in launches of
+/// their own: seven a layer. Beside the layers: embeddings, the last layer with its norm, two that choose tokens.
 #[test]
 fn a_decode_step_takes_five_launches_a_layer() {
     if device::open().is_none() {
@@ -201,8 +202,8 @@ fn a_decode_step_takes_five_launches_a_layer() {
     let found = found.lock().unwrap();
     assert!(found.iter().any(|[_, rows, _]| *rows == 1) && found.iter().any(|[_, rows, _]| *rows > 16), "{found:?}");
     for [layers, rows, launches] in found.iter().copied() {
-        let (norms, rope) = (usize::from(rows > 8), usize::from(rows > 16));
-        assert_eq!(launches, (5 + 2 * norms + rope) * layers + 4 + norms, "{layers} layers, {rows} rows");
+        let norms = usize::from(rows > 8);
+        assert_eq!(launches, (5 + 2 * norms) * layers + 4 + norms, "{layers} layers, {rows} rows");
     }
 }
 
@@ -256,9 +257,11 @@ fn batch_invariant_answers_are_those_of_the_request_alone() {
     drop(engine);
     let chunks = EngineOptions { max_num_batched_tokens: Some(17), no_prefix_caching: true, ..invariant() };
     same("in chunks", bits(answers(&Engine::open(chunks).unwrap(), &cases, true)));
-    let fast = bits(answers(&Engine::open(on_gpu(model, dtype)).unwrap(), &cases, false));
-    let chunks = EngineOptions { max_num_batched_tokens: Some(17), ..on_gpu(model, dtype) };
-    assert_ne!(bits(answers(&Engine::open(chunks).unwrap(), &cases, false)), fast);
+    let few = &cases[..2];
+    let fast = bits(answers(&Engine::open(on_gpu(model, dtype)).unwrap(), few, false));
+    // So few tokens at a time that they take the kernels for few rows.
+    let chunks = EngineOptions { max_num_batched_tokens: Some(8), ..on_gpu(model, dtype) };
+    assert_ne!(bits(answers(&Engine::open(chunks).unwrap(), few, false)), fast);
 }
 
 /// Runs one case through a comparison with the CPU; `node` is wrong on the device.

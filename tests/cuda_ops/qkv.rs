@@ -1,5 +1,5 @@
-//! q, k and v in one launch: norm, product, rotary embedding, the write to the pages. Oracle: engine/backend/cpu:
-//! norms.rs, matmul, rope.rs, kv_cache.rs.
+//! q, k and v in one launch: for few rows a norm, product, rotary embedding, the write to the pages. Oracle:
+//! engine/backend/cpu: norms.rs, matmul, rope.rs, kv_cache.rs.
 
 use engine::Result;
 use engine::backend::cpu::kv_cache::{KvDataMut, KvShape, kv_write};
@@ -30,6 +30,8 @@ struct Row {
     heads: (usize, usize, usize),
     k: usize,
     norm: bool,
+    /// By the kernels that sum in one order.
+    alike: bool,
     bias: bool,
     /// Frequencies that take each component of a position; none: there is one component.
     sections: &'static [usize],
@@ -39,14 +41,20 @@ struct Row {
 
 impl Row {
     fn case(self, what: &str) -> Case {
-        let Row { dtype, tokens: (live, tokens), heads: (h, hk, d), k, norm, bias, sections, spread } = self;
+        let Row { dtype, tokens: (live, tokens), heads: (h, hk, d), k, norm, alike, bias, sections, spread } = self;
         let (norm, bias) = (if norm { "norm, " } else { "" }, if bias { " and bias" } else { "" });
+        let what = if alike { format!("{what}alike, ") } else { what.to_string() };
         let parts = if sections.is_empty() { String::new() } else { format!(", sections {sections:?}") };
         let name = format!(
             "{} {what}{norm}{live} of [{tokens}, {k}] by {spread}, {h} heads of {d} and {hk} KV heads{bias}{parts}",
             dtype.name()
         );
         Case::new(name, move |gpu| build(gpu, self)).sized(self.work())
+    }
+
+    /// One component, no norm, no bias.
+    fn new(dtype: DType, tokens: (usize, usize), heads: (usize, usize, usize), k: usize) -> Row {
+        Row { dtype, tokens, heads, k, norm: false, alike: false, bias: false, sections: &[], spread: 1.0 }
     }
 
     fn features(&self) -> usize {
@@ -67,7 +75,7 @@ fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for dtype in FLOATS {
         for (norm, most) in [(true, 8), (false, 16)] {
-            let row = |tokens, heads, k| Row { dtype, tokens, heads, k, norm, bias: false, sections: &[], spread: 1.0 };
+            let row = |tokens, heads, k| Row { norm, ..Row::new(dtype, tokens, heads, k) };
             for (tokens, heads, k) in [
                 ((1, 1), (4, 2, 64), 100),
                 ((2, 2), (2, 1, 96), 65),
@@ -100,6 +108,39 @@ fn cases() -> Vec<Case> {
                 all.push(Row { spread: 15000.0, ..row((4, 4), (2, 1, 64), 1000) }.case(""));
             }
         }
+        // Of more rows: each size of tile, one row over it, one row less.
+        for (tokens, heads, k) in [
+            ((17, 17), (4, 2, 64), 100),
+            ((31, 32), (2, 1, 96), 65),
+            ((33, 33), (4, 2, 14), 48),
+            ((64, 64), (3, 3, 20), 587),
+            ((65, 72), (2, 2, 80), 40),
+            ((127, 127), (4, 4, 12), 36),
+            ((129, 129), (4, 1, 128), 72),
+            ((130, 300), (9, 3, 2), 33),
+            ((300, 300), (2, 1, 64), 72),
+            ((0, 40), (2, 1, 64), 64),
+            // k split among blocks.
+            ((20, 20), (2, 1, 64), 1100),
+            ((35, 70), (4, 1, 14), 1100),
+            // About as many whole tiles as multiprocessors, of each of the two large kinds.
+            ((767, 767), (61, 12, 20), 72),
+            ((1270, 1270), (75, 4, 30), 40),
+        ] {
+            all.push(Row { bias: true, ..Row::new(dtype, tokens, heads, k) }.case(""));
+        }
+        for (tokens, heads, sections) in [
+            ((40, 40), (4, 2, 128), [16, 24, 24].as_slice()),
+            ((67, 130), (3, 1, 20), &[2, 4, 4]),
+            ((17, 24), (2, 2, 64), &[20, 0, 12]),
+            ((129, 129), (2, 1, 96), &[22, 26]),
+        ] {
+            all.push(Row { sections, ..Row::new(dtype, tokens, heads, 72) }.case(""));
+        }
+        // Few rows as well, where the tiles shall be those of many.
+        for tokens in [1, 7, 16, 70] {
+            all.push(Row { alike: true, ..Row::new(dtype, (tokens, tokens), (4, 2, 20), 1100) }.case(""));
+        }
     }
     all
 }
@@ -111,10 +152,20 @@ fn shapes() -> Vec<Case> {
         ("Qwen2-VL-7B ", (28, 4, 128), 3584, true, &[16, 24, 24]),
         ("SmolVLM-256M ", (9, 3, 64), 576, false, &[]),
     ] {
-        for tokens in [1, 4, 8, 16] {
-            let (dtype, norm) = (DType::Bf16, tokens <= 8);
-            let tokens = (tokens, tokens);
-            all.push(Row { dtype, tokens, heads, k, norm, bias, sections, spread: 1.0 }.case(model));
+        for tokens in [1, 4, 8, 16, 64, 1024] {
+            let row = Row::new(DType::Bf16, (tokens, tokens), heads, k);
+            all.push(Row { norm: tokens <= 8, bias, sections, ..row }.case(model));
+        }
+    }
+    // Every tile at a size that the software GPU counts: on about as many multiprocessors as there are.
+    for dtype in FLOATS {
+        for (what, tokens, heads, k) in [
+            ("tiles of 32 rows, ", 32, (4, 2, 128), 4096),
+            ("tiles of 64 rows, ", 64, (4, 2, 128), 4096),
+            ("tiles of 128x128, ", 1024, (9, 2, 128), 128),
+            ("tiles of 128x256, ", 1024, (18, 4, 128), 128),
+        ] {
+            all.push(Row::new(dtype, (tokens, tokens), heads, k).case(what));
         }
     }
     all
@@ -188,7 +239,10 @@ fn build(gpu: &Gpu, row: Row) -> Result<Instance> {
         cache: cache.slice(),
         slot_mapping: dslots.all(),
     };
-    let launch = op.prepare_qkv(&gpu.cuda, row.norm.then_some(&norm), &output)?;
+    let launch = match row.alike {
+        true => op.prepare_qkv_alike(&gpu.cuda, &output)?,
+        false => op.prepare_qkv(&gpu.cuda, row.norm.then_some(&norm), &output)?,
+    };
     let made = std::rc::Rc::new(move || -> Result<[Vec<f32>; 3]> {
         let mut input = x.clone();
         if row.norm && live > 0 {

@@ -6,7 +6,7 @@
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
 use super::ops::linear::{self, Work, WorkBytes};
-use super::ops::paged_attention;
+use super::ops::{fused, paged_attention};
 use crate::backend::Bucket;
 use crate::graph::{Graph, Op, Plan, Qkv, Rotary, WeightId};
 use crate::{Error, Result};
@@ -58,6 +58,8 @@ impl ScratchBytes {
                 Op::Linear { weight, .. } | Op::LinearAdd { weight, .. } | Op::LinearActivation { weight, .. } => {
                     matrix(weight)
                 }
+                // One launch leaves nothing between the product and the pages.
+                Op::QkvRope { qkv: q, rotary, .. } if fused::section_ends(rotary).is_some() => qkv(q),
                 Op::SelfAttention { qkv: q, .. } | Op::QkvRope { qkv: q, .. } => {
                     let rows = node.ty.shape.rows().eval(&plan.bucket);
                     let bytes = rows * plan.layout.stride(qkv(q).0) * plan.layout.float_bytes;

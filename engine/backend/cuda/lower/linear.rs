@@ -3,7 +3,7 @@
 //! In: nodes, values, weights. Out: prepared launches. Owns: nothing; whether a norm or a rotation is part of a product's
 //! launch is decided here, by the rows of the bucket. Not here: which kernel computes a product (`ops/linear_choice.rs`).
 
-use super::super::ops::fused::{self, InputNorm, NORM_ROWS, QKV_ROWS, QkvOutput};
+use super::super::ops::fused::{self, InputNorm, NORM_ROWS, QkvOutput};
 use super::super::ops::linear::Linear;
 use super::super::ops::rmsnorm::RmsNorm;
 use super::super::ops::rope::RopeKeys;
@@ -157,7 +157,8 @@ impl<'a> Lowering<'a> {
         Ok((self.linear(&op)?, parts))
     }
 
-    /// q, k and v of a decoder's attention, turned, k and v in their pages: in as few launches as the rows allow.
+    /// q, k and v of a decoder's attention, turned, k and v in their pages: in one launch where the rotation allows, behind
+    /// one for the norm where there are too many rows for it.
     pub(super) fn qkv_rope(&self, node: &Node, id: NodeId) -> Result<Vec<Launch>> {
         let Op::QkvRope { norm, qkv, heads, rotary, cache } = &node.op else {
             return Err(Error::Internal("not q, k and v".into()));
@@ -167,8 +168,7 @@ impl<'a> Lowering<'a> {
         let (positions, slot_mapping) = (node.inputs[1], self.ints(node.inputs[2])?);
         let mut launches = Vec::new();
         let input = self.value(node.inputs[0])?;
-        let one_launch = input.rows <= QKV_ROWS && !self.shared.batch_invariant;
-        let ends = fused::section_ends(rotary).filter(|_| one_launch);
+        let ends = fused::section_ends(rotary);
         let (input, norm) = self.normed(input, norm.as_ref(), ends.is_some(), &mut launches)?;
         let Some(ends) = ends else {
             let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms)?;
@@ -198,7 +198,10 @@ impl<'a> Lowering<'a> {
             cache: self.state(*cache),
             slot_mapping,
         };
-        launches.push(op.prepare_qkv(&self.shared.cuda, norm.as_ref(), &output)?);
+        launches.push(match self.shared.batch_invariant {
+            true => op.prepare_qkv_alike(&self.shared.cuda, &output)?,
+            false => op.prepare_qkv(&self.shared.cuda, norm.as_ref(), &output)?,
+        });
         Ok(launches)
     }
 }

@@ -1,12 +1,12 @@
-//! Linear layers for few rows that do what comes before and after them too: the norm of their input, and for q, k and v
-//! of a decoder's attention rotary embedding and the write to the pages (kernels/gemv_norm.cu, gemv_qkv.cu).
+//! Linear layers that do what comes before and after them too: for few rows the norm of their input, and for q, k and v of
+//! a decoder's attention rotary embedding and the write to the pages (kernels/gemv_norm.cu, gemv_qkv.cu, gemm_qkv.cu).
 //!
 //! In: a linear layer, what else it shall do. Out: the launch. Not here: for how many rows that pays
 //! (`linear_choice.rs`), the layers alone (`linear.rs`, `gated_linear.rs`), norms and rotation alone (`rmsnorm.rs`,
 //! `rope.rs`).
 
 use super::linear::{GATED, GatedLinear, Linear, LinearArgs, Storage};
-pub use super::linear_choice::{NORM_ROWS, QKV_ROWS};
+pub use super::linear_choice::NORM_ROWS;
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops, pack};
 use crate::graph::Rotary;
 use crate::graph::builder::PAGE_SIZE;
@@ -70,12 +70,17 @@ pub fn section_ends(rotary: &Rotary) -> Option<[usize; 2]> {
 impl Linear<'_> {
     /// As [`Linear::prepare`] of the norm of x, for at most [`NORM_ROWS`] rows.
     pub fn prepare_normed(&self, cuda: &Cuda, norm: &InputNorm) -> Result<Launch> {
-        self.prepare_fused("norm_linear", cuda, self.flags(), self.n, Some(norm), None)
+        self.prepare_fused("norm_linear", cuda, self.flags(), Some(norm), None, false)
     }
 
-    /// q, k and v, for at most [`QKV_ROWS`] rows, with a norm for [`NORM_ROWS`].
+    /// q, k and v, with a norm for at most [`NORM_ROWS`] rows.
     pub fn prepare_qkv(&self, cuda: &Cuda, norm: Option<&InputNorm>, output: &QkvOutput) -> Result<Launch> {
-        self.prepare_fused("qkv_rope", cuda, self.flags(), self.n, norm, Some(output))
+        self.prepare_fused("qkv_rope", cuda, self.flags(), norm, Some(output), false)
+    }
+
+    /// As [`Linear::prepare_qkv`], by kernels that all sum in one order ([`Linear::prepare_alike`]).
+    pub fn prepare_qkv_alike(&self, cuda: &Cuda, output: &QkvOutput) -> Result<Launch> {
+        self.prepare_fused("qkv_rope", cuda, self.flags(), None, Some(output), true)
     }
 
     fn prepare_fused(
@@ -83,9 +88,9 @@ impl Linear<'_> {
         op: &str,
         cuda: &Cuda,
         flags: i32,
-        columns: usize,
         norm: Option<&InputNorm>,
         qkv: Option<&QkvOutput>,
+        alike: bool,
     ) -> Result<Launch> {
         let suffix = ops::half_suffix(op, self.dtype)?;
         let y_width = match qkv {
@@ -95,10 +100,12 @@ impl Linear<'_> {
         if let Some(norm) = norm {
             ops::check_bytes(op, "norm", norm.weight.bytes(), pack::norm_bytes(self.k))?;
         }
-        if self.rows > if norm.is_some() { NORM_ROWS } else { QKV_ROWS } {
-            return Err(Error::Internal(format!("{op}: {} rows in one launch", self.rows)));
+        if norm.is_some() && self.rows > NORM_ROWS {
+            return Err(Error::Internal(format!("{op}: a norm of {} rows in one launch", self.rows)));
         }
-        let choice = self.choose(cuda, columns, Storage::Dense, false);
+        // Of w: a gated layer's has gate and up.
+        let columns = if flags == GATED { 2 * self.n } else { self.n };
+        let choice = self.choose(cuda, columns, Storage::Dense, alike);
         let (choice, linear) = self.arguments(op, choice, flags, columns, y_width, None)?;
         let args = FusedArgs {
             linear,
@@ -153,6 +160,6 @@ impl Linear<'_> {
 impl GatedLinear<'_> {
     /// As [`GatedLinear::prepare`] of the norm of x, for at most [`NORM_ROWS`] rows.
     pub fn prepare_normed(&self, cuda: &Cuda, norm: &InputNorm) -> Result<Launch> {
-        self.linear().prepare_fused("gated_linear", cuda, GATED, 2 * self.n, Some(norm), None)
+        self.linear().prepare_fused("gated_linear", cuda, GATED, Some(norm), None, false)
     }
 }

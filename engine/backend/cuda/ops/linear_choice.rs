@@ -9,8 +9,6 @@ use crate::{Error, Result};
 /// Rows up to which a layer computes the norm of its input: every block reads all of x, and the multiply has room for
 /// so many beside the norm's weight (kernels/gemv_norm.cu).
 pub const NORM_ROWS: usize = 8;
-/// Rows up to which q, k and v are turned and stored by the launch that makes them (kernels/gemv_qkv.cu).
-pub const QKV_ROWS: usize = 16;
 
 /// A storage of weights, as far as the choice of a kernel goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,8 +123,14 @@ impl Kernel {
         norm: bool,
         qkv: bool,
     ) -> Result<(&'static str, String, usize)> {
-        let Kernel::Stream { rows: most, tiles } = self else {
-            return Err(Error::Internal(format!("nothing is fused with {self:?}")));
+        let (most, tiles) = match self {
+            Kernel::Stream { rows, tiles } => (rows, tiles),
+            Kernel::Tile { rows, columns, .. } if qkv && !norm => {
+                // Behind the stages positions of up to three components, and slots.
+                let shared = self.shared_bytes(Storage::Dense, None) + rows * 4 * 4;
+                return Ok(("gemm_qkv", format!("gemm_qkv_{suffix}_{rows}x{columns}"), shared));
+            }
+            Kernel::Tile { .. } => return Err(Error::Internal(format!("no norm is fused with {self:?}"))),
         };
         let (file, name) = match (norm, qkv) {
             (true, true) => ("gemv_qkv", "gemv_qkv_norm"),

@@ -1,0 +1,37 @@
+// q, k and v of a decoder's attention in one launch, for more rows than gemv_qkv.cu takes: their product with x, the turn
+// of q and k by their positions, the write of k and v to their pages.
+//   [q | k | v] = x [wq | wk | wv]^T + b
+//   q, k        turned as rope.cu does, over the whole head: elements i and i + head_dim / 2 are a pair
+//
+// In      x, w, bias, positions, inv_freq, slots as gemv_qkv.cu
+// Out     q [rows, heads, head_dim] T in order; the cache [page][K|V][kv_heads][16][head_dim] T, keys turned
+//         T is __half or __nv_bfloat16 (suffix f16, bf16); arguments: FusedArgs (qkv.cuh)
+// Grid, block  as gemm.cu; name: gemm_qkv_<T>_<BM>x<BN>
+// Shared  that of gemm.cu, and 16 BM bytes: positions and slots of the rows, on their way while the products are formed
+// Limits  rows as gemm.cu; head_dim even, any other size
+// Cost    as gemm.cu; q, k and v are written once and nothing is read back. Cosines and sines are computed anew for
+//         every head: 20 instructions a pair, beside k / 32 multiplies of tensor cores
+// Numerics as gemm.cu, angles as rotary.cuh; sums and bias are turned in f32, one rounding to T
+// Caller  engine/backend/cuda/ops/fused.rs
+// Oracle  engine/backend/cpu: matmul, rope.rs, kv_cache.rs; tests/cuda_ops/qkv.rs
+
+#include "gemm.cuh"
+
+using namespace engine;
+
+// Of 128x128 tiles; again two blocks a multiprocessor are left with either number.
+constexpr int kQkvRegisters = kLargeRegisters + kMoreRegisters;
+
+#define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)                     \
+  extern "C" __global__ void BOUND                                             \
+      gemm_qkv_##suffix##_##BM##x##BN(const FusedArgs args) {                  \
+    gemm<Tile<Dense<T>, BM, BN, BK, WM, WN, STAGES>, true>(args.linear, args); \
+  }
+#define GEMM_TILES(suffix, T)                                          \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))              \
+  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3))     \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(kQkvRegisters))   \
+  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
+
+GEMM_TILES(bf16, __nv_bfloat16)
+GEMM_TILES(f16, __half)
