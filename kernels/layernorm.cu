@@ -6,8 +6,9 @@
 // Out     y [rows, hidden] T, may be x; the _add kernels also write s (rounded to T, and normalised from that), which
 //         may be x or residual. T is float, __half or __nv_bfloat16 (suffix f32, f16, bf16)
 // Grid    one block a row; blocks from *num_rows on do nothing (num_rows null: every block has a row)
-// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices
-// Shared  32 floats
+// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices; of the
+//         widest rows up to 1024
+// Shared  64 floats
 // Limits  vN kernels: hidden and strides multiples of 4, at most N pieces a thread, all arrays 16-byte aligned. The
 //         scalar kernel (v0) takes every hidden and alignment.
 // Cost    x (and residual) read once, y (and s) written once, weight and bias from L2; 7 FLOPs an element. Bound by
@@ -92,17 +93,16 @@ __device__ __forceinline__ void layernorm_scalars(const NormArgs& args) {
   }
 }
 
-// Three blocks an SM: 40 registers a thread, and on every part enough bytes in flight; the widest rows need more.
-#define LAYERNORM_KERNEL(name, blocks, body)                                                          \
-  extern "C" __global__ void __launch_bounds__(kNormThreads, blocks) layernorm_##name(const NormArgs args) { \
-    body(args);                                                                                   \
+// Three blocks of 512 threads an SM: 40 registers a thread, and on every part enough bytes in flight.
+#define LAYERNORM_KERNEL(name, body)                                                 \
+  extern "C" __global__ void __maxnreg__(40) layernorm_##name(const NormArgs args) { \
+    body(args);                                                                      \
   }
-#define LAYERNORM(prefix, suffix, T, add)                                  \
-  LAYERNORM_KERNEL(prefix##suffix##_v0, 3, (layernorm_scalars<T, add>))     \
-  LAYERNORM_KERNEL(prefix##suffix##_v1, 3, (layernorm_pieces<T, 1, add>))  \
-  LAYERNORM_KERNEL(prefix##suffix##_v2, 3, (layernorm_pieces<T, 2, add>))  \
-  LAYERNORM_KERNEL(prefix##suffix##_v4, 3, (layernorm_pieces<T, 4, add>))  \
-  LAYERNORM_KERNEL(prefix##suffix##_v8, 2, (layernorm_pieces<T, 8, add>))
+#define LAYERNORM(prefix, suffix, T, add)                              \
+  LAYERNORM_KERNEL(prefix##suffix##_v0, (layernorm_scalars<T, add>))   \
+  LAYERNORM_KERNEL(prefix##suffix##_v1, (layernorm_pieces<T, 1, add>)) \
+  LAYERNORM_KERNEL(prefix##suffix##_v2, (layernorm_pieces<T, 2, add>)) \
+  LAYERNORM_KERNEL(prefix##suffix##_v4, (layernorm_pieces<T, 4, add>))
 
 LAYERNORM(, f32, float, false)
 LAYERNORM(, f16, __half, false)

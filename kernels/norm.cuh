@@ -28,7 +28,7 @@ static_assert(sizeof(NormArgs) == 96, "size as in Rust");
 // Elements that a thread loads at once. Four, not as many as 16 bytes hold: then a warp's loads of the f32 weights are
 // contiguous too, and every sector is asked for once.
 constexpr int kNormPiece = 4;
-constexpr int kNormThreads = 512;
+constexpr int kNormThreads = 1024;
 constexpr int kNormWarps = kNormThreads / kWarpThreads;
 
 __device__ __forceinline__ bool norm_row_is_idle(const NormArgs& args) {

@@ -6,8 +6,9 @@
 //         may be x or residual. T is float, __half or __nv_bfloat16 (suffix f32, f16, bf16)
 // Grid    one block a row; blocks from *num_rows on do nothing, so that a graph captured for a bucket serves every
 //         batch in it (num_rows null: every block has a row)
-// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices
-// Shared  16 floats
+// Block   a multiple of 32 up to 512 threads, enough for one piece of 4 elements a thread where that suffices; of the
+//         widest rows up to 1024
+// Shared  32 floats
 // Limits  vN kernels: hidden and strides multiples of 4, at most N pieces a thread, all arrays 16-byte aligned. The
 //         scalar kernel (v0) takes every hidden and alignment.
 // Cost    x (and residual) read once, y (and s) written once, weight from L2; 4 FLOPs an element. Bound by memory.
@@ -75,17 +76,16 @@ __device__ __forceinline__ void rmsnorm_scalars(const NormArgs& args) {
   }
 }
 
-// Three blocks an SM: 40 registers a thread, and on every part enough bytes in flight; the widest rows need more.
-#define RMSNORM_KERNEL(name, blocks, body)                                                          \
-  extern "C" __global__ void __launch_bounds__(kNormThreads, blocks) rmsnorm_##name(const NormArgs args) { \
-    body(args);                                                                                   \
+// Three blocks of 512 threads an SM: 40 registers a thread, and on every part enough bytes in flight.
+#define RMSNORM_KERNEL(name, body)                                                 \
+  extern "C" __global__ void __maxnreg__(40) rmsnorm_##name(const NormArgs args) { \
+    body(args);                                                                    \
   }
-#define RMSNORM(prefix, suffix, T, add)                                  \
-  RMSNORM_KERNEL(prefix##suffix##_v0, 3, (rmsnorm_scalars<T, add>))     \
-  RMSNORM_KERNEL(prefix##suffix##_v1, 3, (rmsnorm_pieces<T, 1, add>))  \
-  RMSNORM_KERNEL(prefix##suffix##_v2, 3, (rmsnorm_pieces<T, 2, add>))  \
-  RMSNORM_KERNEL(prefix##suffix##_v4, 3, (rmsnorm_pieces<T, 4, add>))  \
-  RMSNORM_KERNEL(prefix##suffix##_v8, 2, (rmsnorm_pieces<T, 8, add>))
+#define RMSNORM(prefix, suffix, T, add)                            \
+  RMSNORM_KERNEL(prefix##suffix##_v0, (rmsnorm_scalars<T, add>))   \
+  RMSNORM_KERNEL(prefix##suffix##_v1, (rmsnorm_pieces<T, 1, add>)) \
+  RMSNORM_KERNEL(prefix##suffix##_v2, (rmsnorm_pieces<T, 2, add>)) \
+  RMSNORM_KERNEL(prefix##suffix##_v4, (rmsnorm_pieces<T, 4, add>))
 
 RMSNORM(, f32, float, false)
 RMSNORM(, f16, __half, false)

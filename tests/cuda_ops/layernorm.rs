@@ -31,8 +31,8 @@ fn case(what: &str, how: Use, dtype: DType, (live, rows, hidden): (usize, usize,
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        // Kernels of 1, 2, 4 and 8 pieces a thread, widths that fill no block, some that no piece divides, one too wide
-        // for pieces, the widths of the small test models.
+        // Kernels of 1, 2 and 4 pieces a thread, of 4 in large blocks too, widths that fill no block, some that no piece
+        // divides, one too wide for pieces, the widths of the small test models.
         for shape in [
             (3, 3, 64),
             (2, 2, 72),
@@ -41,6 +41,7 @@ fn cases() -> Vec<Case> {
             (1, 1, 4096),
             (2, 2, 8192),
             (1, 1, 9000),
+            (2, 2, 16384),
             (1, 1, 17000),
             (3, 3, 77),
             (3, 3, 36),

@@ -26,10 +26,12 @@ struct NormArgs {
 }
 const _: () = assert!(size_of::<NormArgs>() == 96);
 
-const MAX_THREADS: usize = 512;
+const THREADS: usize = 512;
+/// Of the widest rows, with [`MOST_PIECES`] a thread.
+const MOST_THREADS: usize = 1024;
 /// Elements that a thread loads at once.
 const PIECE: usize = 4;
-const MAX_PIECES: usize = 8;
+const MOST_PIECES: usize = 4;
 
 /// A residual that is added before the norm, and where the sum goes.
 #[derive(Debug, Clone, Copy)]
@@ -112,10 +114,10 @@ impl Norm<'_> {
     /// (pieces a thread, threads): the fewest pieces that fit; none where size or alignment forbid them.
     fn shape_of_block(&self, aligned: bool) -> (usize, u32) {
         let count = self.hidden / PIECE;
-        if !aligned || !self.hidden.is_multiple_of(PIECE) || count > MAX_PIECES * MAX_THREADS {
-            return (0, self.hidden.next_multiple_of(32).min(MAX_THREADS) as u32);
+        if !aligned || !self.hidden.is_multiple_of(PIECE) || count > MOST_PIECES * MOST_THREADS {
+            return (0, self.hidden.next_multiple_of(32).min(THREADS) as u32);
         }
-        let pieces = [1, 2, 4].into_iter().find(|p| count <= p * MAX_THREADS).unwrap_or(MAX_PIECES);
+        let pieces = [1, 2].into_iter().find(|p| count <= p * THREADS).unwrap_or(MOST_PIECES);
         (pieces, count.div_ceil(pieces).next_multiple_of(32) as u32)
     }
 }
