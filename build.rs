@@ -2,8 +2,9 @@
 //!
 //! In: kernels/*.cu with their headers, and nvcc: NVCC, CUDA_HOME, CUDA_PATH, PATH, or the toolchain that
 //! tools/cuda-toolchain.sh puts beside the build. Out: `kernels.rs` in OUT_DIR, a table of PTX and cubins with
-//! ptxas' reports; `demo_model.rs`, the files of assets/demo-model, none where that is missing. Without nvcc the table is empty, a warning says so and the build goes on; `NVCC=` (empty) asks
-//! for that. Not here: loading and launching (engine/backend/cuda).
+//! ptxas' reports; `demo_model.rs`, the files of assets/demo-model, none where that is missing. Without nvcc the table
+//! is empty, a warning says so and the build goes on; `NVCC=` (empty) asks for that. Not here: loading and launching
+//! (engine/backend/cuda).
 //!
 //! A file is compiled again only when it, one of its headers, the flags or the compiler have changed; results lie in
 //! TARGET/cuda-kernels under a hash of all these, so that every profile and every cargo command shares them.
@@ -22,9 +23,13 @@ const CUBIN_ARCHS: &[&str] = &["80", "86", "89", "90", "100", "120"];
 /// Drivers refuse PTX of a language version that they do not know. nvcc writes its own newest; this one, of CUDA
 /// 12.0 (driver 525), is written instead where ptxas accepts the kernel under it.
 const PTX_VERSION: &str = "8.0";
-const FLAGS: &[&str] = &["-O3", "-std=c++17", "-Xptxas=-v", "-Ikernels"];
-/// Line tables are kept in the PTX, for the software GPU and for profilers; in cubins they take twice the code's room.
-const PTX_FLAGS: &[&str] = &["-ptx", "-arch=compute_80", "-lineinfo"];
+const PTX_FLAGS: &[&str] = &["-ptx", "-arch=compute_80", "-O3", "-std=c++17", "-Ikernels", "-lineinfo"];
+/// Every part's machine code is made from that one PTX: the C++ is compiled once, which is most of the work, and what
+/// tests run on the software GPU is what runs on all parts.
+const CUBIN_FLAGS: &[&str] = &["-cubin", "-O3", "-Xptxas=-v"];
+/// Kernels that would spill on a part under their own launch bounds, and the blocks a multiprocessor that suit it.
+const FEWER_BLOCKS: &[(&str, &[&str], &str)] =
+    &[("gemv_norm", &["100", "120"], "4"), ("gemv_qkv", &["100", "120"], "4")];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -123,13 +128,12 @@ fn runs(nvcc: &Path) -> bool {
     Command::new(nvcc).arg("--version").output().is_ok_and(|o| o.status.success())
 }
 
-/// One output of one kernel file.
+/// One kernel file and what it becomes. The names of results say all that they were made from.
 struct Job {
     kernel: String,
-    /// None for PTX.
-    arch: Option<String>,
-    /// Its name says all that it was made from.
-    result: PathBuf,
+    ptx: PathBuf,
+    /// Of each part.
+    cubins: Vec<(String, PathBuf)>,
 }
 
 /// Compiles what has changed into `cache` and returns the table.
@@ -149,23 +153,26 @@ fn build_kernels(nvcc: &Path, cache: &Path) -> String {
         .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".cu")?.to_string()))
         .collect();
     kernels.sort();
-    let mut jobs = Vec::new();
-    for kernel in &kernels {
+    let job = |kernel: &String| {
         let hash = hash_sources(kernel, &version).unwrap_or_else(|e| panic!("{e}"));
-        jobs.push(Job { kernel: kernel.clone(), arch: None, result: cache.join(format!("{kernel}.{hash}.ptx")) });
-        for arch in &archs {
-            let result = cache.join(format!("{kernel}.{hash}.sm_{arch}.cubin"));
-            jobs.push(Job { kernel: kernel.clone(), arch: Some(arch.clone()), result });
+        let cubin = |arch: &String| (arch.clone(), cache.join(format!("{kernel}.{hash}.sm_{arch}.cubin")));
+        Job {
+            kernel: kernel.clone(),
+            ptx: cache.join(format!("{kernel}.{hash}.ptx")),
+            cubins: archs.iter().map(cubin).collect(),
         }
-    }
-    run_all(&jobs, |job| compile(nvcc, job));
+    };
+    let jobs: Vec<Job> = kernels.iter().map(job).collect();
+    run_all(jobs.iter().collect(), |job: &Job| make_ptx(nvcc, job));
+    let cubins = jobs.iter().flat_map(|job| job.cubins.iter().map(move |cubin| (job, cubin))).collect();
+    run_all(cubins, |(job, (arch, cubin))| make_cubin(nvcc, job, arch, cubin));
     table(Some(&version), &jobs)
 }
 
 /// Of a kernel, its headers, the flags and the compiler.
 fn hash_sources(kernel: &str, version: &str) -> Result<String, String> {
     let mut hash = DefaultHasher::new();
-    (version, FLAGS, PTX_FLAGS, PTX_VERSION).hash(&mut hash);
+    (version, PTX_FLAGS, PTX_VERSION, CUBIN_FLAGS, FEWER_BLOCKS).hash(&mut hash);
     for file in with_headers(&PathBuf::from("kernels").join(format!("{kernel}.cu")))? {
         (&file, fs::read(&file).map_err(|e| format!("{}: {e}", file.display()))?).hash(&mut hash);
     }
@@ -173,9 +180,9 @@ fn hash_sources(kernel: &str, version: &str) -> Result<String, String> {
 }
 
 /// Runs the jobs on as many threads as cargo gives; the first failure ends the build with its message.
-fn run_all(jobs: &[Job], work: impl Fn(&Job) -> Result<(), String> + Sync) {
+fn run_all<J: Send>(jobs: Vec<J>, work: impl Fn(J) -> Result<(), String> + Sync) {
     let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).clamp(1, 16);
-    let next = Mutex::new(jobs.iter());
+    let next = Mutex::new(jobs.into_iter());
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -195,29 +202,99 @@ fn run_all(jobs: &[Job], work: impl Fn(&Job) -> Result<(), String> + Sync) {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// Makes one output, unless an earlier build has.
-fn compile(nvcc: &Path, job: &Job) -> Result<(), String> {
-    if job.result.exists() {
+/// Makes the PTX, unless an earlier build has: with relative source paths, in an old language version where the compiler
+/// accepts that for the first of the parts, and with the zero byte at its end that drivers want.
+fn make_ptx(nvcc: &Path, job: &Job) -> Result<(), String> {
+    if job.ptx.exists() {
         return Ok(());
     }
+    let temporary = temporary(&job.ptx);
     let source = format!("kernels/{}.cu", job.kernel);
-    let target: Vec<String> = match &job.arch {
-        None => PTX_FLAGS.iter().map(|f| f.to_string()).collect(),
-        Some(arch) => vec!["-cubin".into(), format!("-arch=sm_{arch}")],
+    run_nvcc(Command::new(nvcc).args(PTX_FLAGS).arg(&source).arg("-o").arg(&temporary), &source)?;
+    let here = format!("{}/", env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let text = fs::read_to_string(&temporary).map_err(|e| failed(&temporary, e))?.replace(&here, "");
+    let lowered = lower_version(&text);
+    let (arch, cubin) = match job.cubins.first() {
+        Some((arch, cubin)) => (arch.as_str(), cubin.clone()),
+        None => ("80", beside(&temporary, "cubin")),
     };
-    // Another build may be at the same file, so each makes its own and moves it into place.
-    let temporary = beside(&job.result, &format!("{}.tmp", std::process::id()));
-    let done = Command::new(nvcc).args(&target).args(FLAGS).arg(&source).arg("-o").arg(&temporary).output();
-    let done = done.map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    let accepted = assemble(nvcc, &job.kernel, &lowered, arch, &cubin).is_ok();
+    let text = if accepted { lowered } else { text };
+    if job.cubins.is_empty() {
+        // Of no use to anyone; one that stays does no harm.
+        let _ = fs::remove_file(&cubin);
+    }
+    fs::write(&temporary, text + "\0").map_err(|e| failed(&temporary, e))?;
+    fs::rename(&temporary, &job.ptx).map_err(|e| failed(&job.ptx, e))
+}
+
+/// The text in [`PTX_VERSION`], without the one remark on loads that is not in that language and changes nothing.
+fn lower_version(text: &str) -> String {
+    let mut lowered = String::with_capacity(text.len());
+    for line in text.lines().filter(|l| !l.trim_start().starts_with(".pragma \"used_bytes_mask")) {
+        match line.starts_with(".version ") {
+            true => lowered.push_str(&format!(".version {PTX_VERSION}")),
+            false => lowered.push_str(line),
+        }
+        lowered.push('\n');
+    }
+    lowered
+}
+
+/// Makes one part's machine code and ptxas' report on it, unless an earlier build has.
+fn make_cubin(nvcc: &Path, job: &Job, arch: &str, cubin: &Path) -> Result<(), String> {
+    if cubin.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&job.ptx).map_err(|e| failed(&job.ptx, e))?;
+    assemble(nvcc, &job.kernel, text.trim_end_matches('\0'), arch, cubin)
+}
+
+fn assemble(nvcc: &Path, kernel: &str, ptx: &str, arch: &str, cubin: &Path) -> Result<(), String> {
+    let (source, temporary) = (beside(&temporary(cubin), "ptx"), temporary(cubin));
+    fs::write(&source, without_lines(ptx)).map_err(|e| failed(&source, e))?;
+    let mut command = Command::new(nvcc);
+    command.args(CUBIN_FLAGS).arg(format!("-arch=sm_{arch}")).arg(&source).arg("-o").arg(&temporary);
+    if let Some((.., blocks)) = FEWER_BLOCKS.iter().find(|(k, archs, _)| *k == kernel && archs.contains(&arch)) {
+        command.arg(format!("-Xptxas=--override-directive-values,--minnctapersm={blocks}"));
+    }
+    let report = run_nvcc(&mut command, &format!("{kernel} for sm_{arch}"));
+    let _ = fs::remove_file(&source);
+    let path = report_path(cubin);
+    fs::write(&path, report?).map_err(|e| failed(&path, e))?;
+    fs::rename(&temporary, cubin).map_err(|e| failed(cubin, e))
+}
+
+/// PTX without its line tables, which take twice the room of the code in a cubin.
+fn without_lines(ptx: &str) -> String {
+    let mut text = String::with_capacity(ptx.len());
+    let mut in_section = false;
+    for line in ptx.lines() {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        in_section |= word == ".section";
+        if !in_section && word != ".loc" && word != ".file" {
+            text.push_str(line);
+            text.push('\n');
+        }
+        in_section &= word != "}";
+    }
+    text
+}
+
+/// What nvcc says, on success.
+fn run_nvcc(command: &mut Command, what: &str) -> Result<String, String> {
+    let done = command.output().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
     let report = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
-    if !done.status.success() {
-        return Err(format!("nvcc {} {source} failed:\n{report}", target.join(" ")));
-    }
-    match job.arch {
-        None => finish_ptx(nvcc, &temporary)?,
-        Some(_) => fs::write(report_path(&job.result), report).map_err(|e| e.to_string())?,
-    }
-    fs::rename(&temporary, &job.result).map_err(|e| format!("{}: {e}", job.result.display()))
+    if done.status.success() { Ok(report) } else { Err(format!("nvcc failed at {what}:\n{report}")) }
+}
+
+/// Another build may be at the same file, so each makes its own and moves it into place.
+fn temporary(path: &Path) -> PathBuf {
+    beside(path, &format!("{}.tmp", std::process::id()))
+}
+
+fn failed(path: &Path, error: std::io::Error) -> String {
+    format!("{}: {error}", path.display())
 }
 
 /// Where ptxas' words on a cubin are kept.
@@ -227,34 +304,6 @@ fn report_path(cubin: &Path) -> PathBuf {
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}.{suffix}", path.display()))
-}
-
-/// Makes source paths relative, lowers the language version where ptxas accepts that, and ends the text with the zero
-/// byte that drivers want.
-fn finish_ptx(nvcc: &Path, path: &Path) -> Result<(), String> {
-    let fail = |e: std::io::Error| format!("{}: {e}", path.display());
-    let here = format!("{}/", env::var("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let text = fs::read_to_string(path).map_err(fail)?.replace(&here, "");
-    let lowered: String = text
-        .lines()
-        .map(
-            |line| {
-                if line.starts_with(".version ") { format!(".version {PTX_VERSION}\n") } else { format!("{line}\n") }
-            },
-        )
-        .collect();
-    let (trial, trial_result) = (beside(path, "trial"), beside(path, "trial.cubin"));
-    fs::write(&trial, &lowered).map_err(fail)?;
-    let ptxas = nvcc.with_file_name(format!("ptxas{}", env::consts::EXE_SUFFIX));
-    let accepted = Command::new(ptxas).arg("-arch=sm_80").arg(&trial).arg("-o").arg(&trial_result).output();
-    let accepted = accepted.is_ok_and(|o| o.status.success());
-    for leftover in [trial, trial_result] {
-        // Of no use to anyone; one that stays does no harm.
-        let _ = fs::remove_file(leftover);
-    }
-    let mut bytes = if accepted { lowered } else { text }.into_bytes();
-    bytes.push(0);
-    fs::write(path, bytes).map_err(fail)
 }
 
 /// A source file and everything that it includes from its own folder, each once.
@@ -278,12 +327,10 @@ fn with_headers(source: &Path) -> Result<Vec<PathBuf>, String> {
 /// The generated source; its types are in engine/backend/cuda/kernels.rs.
 fn table(version: Option<&str>, jobs: &[Job]) -> String {
     let mut text = format!("pub static TOOLCHAIN: Option<&str> = {version:?};\npub static KERNELS: &[Kernel] = &[\n");
-    for ptx in jobs.iter().filter(|j| j.arch.is_none()) {
-        let _ =
-            writeln!(text, "    Kernel {{ name: {:?}, ptx: include_bytes!({:?}), cubins: &[", ptx.kernel, ptx.result);
-        for job in jobs.iter().filter(|j| j.kernel == ptx.kernel) {
-            let Some(arch) = &job.arch else { continue };
-            let (image, report) = (&job.result, report_path(&job.result));
+    for job in jobs {
+        let _ = writeln!(text, "    Kernel {{ name: {:?}, ptx: include_bytes!({:?}), cubins: &[", job.kernel, job.ptx);
+        for (arch, image) in &job.cubins {
+            let report = report_path(image);
             let _ = writeln!(
                 text,
                 "        Cubin {{ arch: {arch:?}, image: include_bytes!({image:?}), report: include_str!({report:?}) }},"

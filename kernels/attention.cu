@@ -82,12 +82,6 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   attend<Tile, false>(rows, keys, shared);
 }
 
-// Parts from sm_100 on hold a few registers more for the same code, and would spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kKeys128 = 32;
-#else
-constexpr int kKeys128 = 48;
-#endif
 
 // 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a
 // multiply reads from shared memory against 16 rows.
@@ -101,7 +95,7 @@ constexpr int kKeys128 = 48;
   ATTENTION_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, 64)          \
   ATTENTION_KERNEL(suffix##_d88, 2, T, 88, true, 4, 2, 64)          \
   ATTENTION_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 64)          \
-  ATTENTION_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, kKeys128)        \
+  ATTENTION_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, 48)        \
   ATTENTION_KERNEL(suffix##_any32, 2, T, 32, false, 4, 2, 64)       \
   ATTENTION_KERNEL(suffix##_any128, 2, T, 128, false, 4, 1, 64)     \
   ATTENTION_KERNEL(suffix##_any256, 1, T, 256, false, 4, 1, 32)

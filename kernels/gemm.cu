@@ -31,9 +31,9 @@ using namespace engine;
     gemm<Tile<Dense<T>, BM, BN, BK, WM, WN, STAGES>>(args); \
   }
 #define GEMM_TILES(suffix, T)                                      \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))       \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))          \
   GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3)) \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(kLargeRegisters)) \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(208))         \
   GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
 
 GEMM_TILES(bf16, __nv_bfloat16)

@@ -34,20 +34,6 @@ struct Tile {
   static_assert(!F::kGroups || BK * kStages == 128, "all stages are a segment (groups.cuh)");
 };
 
-// The compiler takes more registers for the same loop of the newest parts.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kMoreRegisters = 16;
-#else
-constexpr int kMoreRegisters = 0;
-#endif
-
-// Of 128x128 tiles, where two blocks a multiprocessor are left with either number.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr int kLargeRegisters = 224;
-#else
-constexpr int kLargeRegisters = 208;
-#endif
-
 // Makes the compiler take a value as it is: it keeps it in a register where it would compute it anew in every step.
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
 __device__ __forceinline__ void keep(const char*& v) { asm volatile("" : "+l"(v)); }

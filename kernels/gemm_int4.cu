@@ -18,19 +18,14 @@
 
 using namespace engine;
 
-// BOUND: registers; these leave room for three and for two blocks a multiprocessor, and spill none.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
-constexpr int kSmallRegisters = 152;
-#else
-constexpr int kSmallRegisters = 132 + kMoreRegisters;
-#endif
+// BOUND: registers; these leave room for three and for two blocks a multiprocessor, and spill none on any part.
 #define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)      \
   extern "C" __global__ void BOUND                              \
       gemm_int4_##suffix##_##BM##x##BN(const LinearArgs args) { \
     gemm<Tile<Int4<T>, BM, BN, BK, WM, WN, STAGES>>(args);      \
   }
-#define GEMM_TILES(suffix, T)                                              \
-  GEMM(suffix, T, 32, 256, 32, 1, 4, 4, __maxnreg__(kSmallRegisters)) \
+#define GEMM_TILES(suffix, T)                             \
+  GEMM(suffix, T, 32, 256, 32, 1, 4, 4, __maxnreg__(140)) \
   GEMM(suffix, T, 64, 256, 32, 1, 4, 4, __maxnreg__(240))
 
 GEMM_TILES(bf16, __nv_bfloat16)

@@ -19,9 +19,9 @@ using namespace engine;
       gemm_int8_##suffix##_##BM##x##BN(const LinearArgs args) { \
     gemm<Tile<Int8<T>, BM, BN, BK, WM, WN, STAGES>>(args);      \
   }
-#define GEMM_TILES(suffix, T)                                              \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(102 + kMoreRegisters)) \
-  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3))         \
+#define GEMM_TILES(suffix, T)                                      \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(102))          \
+  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3)) \
   GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(232))
 
 GEMM_TILES(bf16, __nv_bfloat16)

@@ -26,7 +26,7 @@ using namespace engine;
 #define GEMM_TILES(suffix, T)                                      \
   GEMM(suffix, T, 32, 128, 32, 1, 4, 4, __launch_bounds__(128, 5)) \
   GEMM(suffix, T, 64, 128, 32, 1, 4, 4, __launch_bounds__(128, 4)) \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(kLargeRegisters)) \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(208))         \
   GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
 
 GEMM_TILES(bf16, __nv_bfloat16)

@@ -12,12 +12,8 @@
 namespace engine {
 
 constexpr int kWarps = 8;
-// Blocks with a norm on a multiprocessor. From sm_100 on they take a few more than the 48 registers that five leave.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kNormBlocks = 4;
-#else
+// Blocks with a norm on a multiprocessor. build.rs gives parts on which 48 registers do not hold them four.
 constexpr int kNormBlocks = 5;
-#endif
 
 // x in shared memory, 16 kSteps columns at a time. A row has a chunk of 16 bytes more than that, so that the eight rows
 // of an ldmatrix phase lie in different banks.

@@ -433,12 +433,8 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
   if (threadIdx.x == 0) args.counters[head_tile] = 0;
 }
 
-// As many as shared memory holds on sm_90; parts from sm_100 on hold a few registers more for the same code.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocks64 = 4;
-#else
+// As many as shared memory holds on sm_90.
 constexpr int kBlocks64 = 5;
-#endif
 
 #define PAGED_DECODE_KERNEL(name, blocks, ...)                                                                        \
   extern "C" __global__ void __launch_bounds__(kWarps* kWarpThreads, blocks) paged_decode_##name( \

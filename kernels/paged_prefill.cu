@@ -91,13 +91,6 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
   attend<Tile, true>(rows, keys, shared);
 }
 
-// Parts from sm_100 on hold a few registers more for the same code, and would spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kKeys80 = 48, kKeys128 = 16;
-#else
-constexpr int kKeys80 = 64, kKeys128 = 32;
-#endif
-
 // 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a
 // multiply reads from shared memory against 16 rows.
 #define PAGED_PREFILL_KERNEL(name, blocks, ...)                                                       \
@@ -107,9 +100,9 @@ constexpr int kKeys80 = 64, kKeys128 = 32;
   }
 #define PAGED_PREFILL(suffix, T)                                        \
   PAGED_PREFILL_KERNEL(suffix##_d64, 2, T, 64, true, 4, 2, 64)          \
-  PAGED_PREFILL_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, kKeys80)     \
+  PAGED_PREFILL_KERNEL(suffix##_d80, 2, T, 80, true, 4, 2, 64)          \
   PAGED_PREFILL_KERNEL(suffix##_d96, 2, T, 96, true, 4, 2, 48)          \
-  PAGED_PREFILL_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, kKeys128)   \
+  PAGED_PREFILL_KERNEL(suffix##_d128, 2, T, 128, true, 4, 2, 32)        \
   PAGED_PREFILL_KERNEL(suffix##_any32, 2, T, 32, false, 4, 2, 64)       \
   PAGED_PREFILL_KERNEL(suffix##_any128, 2, T, 128, false, 4, 1, 64)     \
   PAGED_PREFILL_KERNEL(suffix##_any256, 1, T, 256, false, 4, 1, 32)

@@ -87,12 +87,8 @@ __device__ __forceinline__ void average_pool(const PoolArgs& args) {
   reinterpret_cast<P*>(static_cast<T*>(args.y) + at.row * args.y_stride)[at.piece] = out;
 }
 
-// Blocks on a multiprocessor: 40 registers a thread, 48 from sm_100 on, where 40 do not hold a piece and its sums.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocks = 5;
-#else
+// Blocks on a multiprocessor: 40 registers a thread.
 constexpr int kBlocks = 6;
-#endif
 #define POOL(name, ...) \
   extern "C" __global__ void __launch_bounds__(kRowThreads, kBlocks) name(const PoolArgs args) { __VA_ARGS__(args); }
 

@@ -86,12 +86,8 @@ struct SamplingArgs {
 static_assert(sizeof(SamplingArgs) == 80, "size as in Rust");
 
 constexpr int kScanThreads = 256;
-// Blocks of the scan on a multiprocessor: all the threads that it takes, 1536 or 2048.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-constexpr int kScanBlocks = 6;
-#else
+// Blocks of the scan on a multiprocessor: the 2048 threads that the largest ones take.
 constexpr int kScanBlocks = 8;
-#endif
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarpThreads;
 constexpr int kCandidates = 2048;
