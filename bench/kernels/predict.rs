@@ -171,16 +171,14 @@ fn step(part: &Part, model: &Model, storage: Storage, batch: usize) -> f64 {
     let kv_width = model.kv_heads * model.head_dim;
     let kv_bytes = rows * (model.context * 2 * kv_width * 2) as f64;
     let attention = kv_bytes / (part.kv_share * part.bandwidth) + part.gap;
-    // Up to 8 rows the norms are part of the products, up to 16 rotary embedding and the write of keys and values.
+    // Up to 8 rows the norms are part of the products.
     let norms = if batch <= 8 { 0.0 } else { 2.0 * part.gap };
-    let rope = if batch <= 16 { 0.0 } else { part.gap };
     let layer = linear(width + 2 * kv_width, model.hidden, storage)
         + attention
         + linear(model.hidden, width, storage)
         + linear(2 * model.intermediate, model.hidden, storage)
         + linear(model.hidden, model.intermediate, storage)
-        + norms
-        + rope;
+        + norms;
     let head = if storage == Storage::Int4 { Storage::Int8 } else { storage };
     model.layers as f64 * layer + linear(model.vocab, model.hidden, head) + 3.0 * part.gap + HOST_SECONDS
 }
