@@ -1,9 +1,10 @@
 // Attention within the segments of a flat batch, bidirectional: vision towers, perceivers, resamplers, cross attention.
 //   out[t, h] = softmax(scale * q[t, h] k[.., h / group]^T) v[.., h / group] over the keys of t's segment
 //
-// In      q [rows, heads, head_dim], k, v [keys, kv_heads, head_dim] T, rows *_stride elements apart; cu_q, cu_k
-//         [segments + 1] i32: segment s has queries cu_q[s]..cu_q[s + 1] and keys cu_k[s]..cu_k[s + 1]
-// Out     out as q, another buffer; rows of no segment, or of one without keys, are zero, rows from *num_rows on are
+// In      q [rows, heads, head_dim], k, v [keys, kv_heads, head_dim] T, rows *_stride elements apart, heads head_stride:
+//         head_dim, or more where each head has its rows for itself; cu_q, cu_k [segments + 1] i32: segment s has
+//         queries cu_q[s]..cu_q[s + 1] and keys cu_k[s]..cu_k[s + 1]
+// Out     out [rows, heads, head_dim], another buffer; rows of no segment, or of one without keys, are zero, rows from *num_rows on are
 //         left alone. T is __nv_bfloat16 or __half (suffix bf16, f16)
 // Grid    (rows * group / tile rows + segments + 1, kv_heads) of the bucket; a block finds its segment and tile from
 //         cu_q, blocks without one do nothing
@@ -37,10 +38,10 @@ struct AttentionArgs {
   int k_stride;
   int v_stride;
   int out_stride;
+  int head_stride;  // of q, k and v: from head to head; of out it is head_dim
   int group;
   int head_dim;
   float scale_log2;
-  int reserved;
 };
 static_assert(sizeof(AttentionArgs) == 104, "size as in Rust");
 
@@ -61,7 +62,8 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   if (rows.first >= rows.rows) return;
   const int head = blockIdx.y * args.group;
   rows.head_dim = Tile::kExact ? Tile::kDim : args.head_dim;
-  rows.q = static_cast<const T*>(args.q) + head * rows.head_dim;
+  rows.q = static_cast<const T*>(args.q) + static_cast<long long>(head) * args.head_stride;
+  rows.q_head = args.head_stride;
   rows.out = static_cast<T*>(args.out) + head * rows.head_dim;
   rows.query = query;
   rows.q_stride = args.q_stride;
@@ -74,7 +76,7 @@ __device__ __forceinline__ void attention(const AttentionArgs& args) {
   rows.window = INT_MAX;
   rows.scale_log2 = args.scale_log2;
   RowKeys<Tile> keys;
-  const int kv_head = blockIdx.y * rows.head_dim;
+  const long long kv_head = static_cast<long long>(blockIdx.y) * args.head_stride;
   keys.k = static_cast<const T*>(args.k) + static_cast<long long>(key) * args.k_stride + kv_head;
   keys.v = static_cast<const T*>(args.v) + static_cast<long long>(key) * args.v_stride + kv_head;
   keys.k_stride = args.k_stride * static_cast<int>(sizeof(T));

@@ -100,6 +100,7 @@ struct Rows {
   const T* q;       // row 0 of all, first head of the group
   T* out;           // its place in the result
   int q_stride;     // elements from query to query
+  int q_head;       // elements from head to head of the group
   int out_stride;
   int query;        // first query of the segment, among the rows of q
   int first;        // first row of the block
@@ -276,7 +277,7 @@ __device__ __forceinline__ void attend(const Rows<typename Tile::T>& rows, Keys&
     const int r = min(rows.first + row, rows.rows - 1);
     const int query = r / rows.group;
     const T* source = rows.q + static_cast<long long>(rows.query + query) * rows.q_stride +
-                      (r - query * rows.group) * rows.head_dim;
+                      (r - query * rows.group) * rows.q_head;
     copy_chunk<Tile>(q_base + Layout::offset(row, chunk), source, chunk, rows.head_dim);
   }
   // What is needed again at the end waits in shared memory: in the loop every register counts.

@@ -10,7 +10,8 @@ namespace engine {
 enum LinearFlags : int {
   kActivate = 1,    // y = act(x w^T + b)
   kGated = 2,       // y = act(gate) * up, w packed as gate and up in turn (packed.cuh); no bias, no residual, y is T
-  kFloatOutput = 4  // y is f32
+  kFloatOutput = 4, // y is f32
+  kHeadMajor = 8    // y is [n / head_dim][rows][head_dim] T: heads head_stride elements apart, their rows y_stride
 };
 
 // act(v) = v * sigmoid(v * P(v^2)), P a polynomial in min(v^2, limit). Silu, quick gelu and the tanh form of gelu are
@@ -55,8 +56,10 @@ struct LinearArgs {
   int flags;             // LinearFlags
   SigmoidForm activation;
   int group;             // of int4: columns with one scale: 32, 64 or a multiple of 128
+  int head_dim;          // of kHeadMajor, a multiple of 4
+  int head_stride;
 };
-static_assert(sizeof(LinearArgs) == 160, "size as in Rust");
+static_assert(sizeof(LinearArgs) == 168, "size as in Rust");
 
 __device__ __forceinline__ int live_rows(const LinearArgs& args) {
   return args.num_rows == nullptr ? args.rows : min(*args.num_rows, args.rows);
@@ -85,11 +88,13 @@ struct Epilogue {
   float4 bias;  // the same for every row
   int col;      // feature of y
   int count;    // features from col on that y has, 0..4
+  int place;    // elements from the start of a row of y to them
 
   __device__ __forceinline__ Epilogue(const LinearArgs& args, int column) {
     const bool gated = args.flags & kGated;
     col = gated ? column / 2 : column;
     count = min(max(args.n - col, 0), gated ? 2 : 4);
+    place = args.flags & kHeadMajor ? col / args.head_dim * args.head_stride + col % args.head_dim : col;
     if constexpr (kScaled) {
       if (count > 0) scale = *reinterpret_cast<const float4*>(static_cast<const float*>(args.scales) + column);
     }
@@ -149,7 +154,7 @@ struct Epilogue {
         if (count > 2) v.z += to_float(r[2]);
       }
     }
-    const size_t at = static_cast<size_t>(row) * args.y_stride + col;
+    const size_t at = static_cast<size_t>(row) * args.y_stride + place;
     if (args.flags & kFloatOutput) {
       put<float>(static_cast<float*>(args.y) + at, v, count == 4 && args.y_stride % 4 == 0);
     } else {

@@ -72,6 +72,7 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
   rows.out = static_cast<T*>(args.out) + head * rows.head_dim;
   rows.query = query;
   rows.q_stride = args.q_stride;
+  rows.q_head = rows.head_dim;
   rows.out_stride = args.out_stride;
   rows.group = args.group;
   const int context = real ? args.context_lens[s] : 0;

@@ -25,7 +25,7 @@ struct FusedArgs {
   float eps;
   int ends[2];  // frequencies from ends[i] on take component i + 1 of a position at least; ends and head_dim / 2 are even
 };
-static_assert(sizeof(FusedArgs) == 224, "size as in Rust");
+static_assert(sizeof(FusedArgs) == 232, "size as in Rust");
 
 // What a row's sums are multiplied by; `squares` is the sum over its k elements.
 template <typename T>

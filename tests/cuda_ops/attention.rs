@@ -1,27 +1,54 @@
 //! Attention within segments. Oracle: engine/backend/cpu/attention/segments.rs.
 
+use std::rc::Rc;
+
 use engine::Result;
 use engine::backend::cpu::attention::attention;
+use engine::backend::cuda::DeviceBuffer;
 use engine::backend::cuda::ops::attention::Attention;
 use engine::graph::Heads;
 use engine::tensor::DType;
 
 use super::compare::Limits;
-use super::harness::{Case, FLOATS, Gpu, Instance, Numbers, Op, Work};
+use super::harness::{Case, FLOATS, Gpu, Instance, Numbers, Op, Work, encode};
 
 pub const OP: Op = Op { name: "attention", cases, shapes };
 
 /// Queries and keys of each segment.
 type Segments = Vec<(usize, usize)>;
 
+/// How q, k and v lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    /// The heads of a row side by side.
+    Rows,
+    /// The rows of a head one after another, heads from an even row on.
+    Heads,
+}
+
 /// `heads` is (num_heads, num_kv_heads, head_dim); `outside` rows of the batch belong to no segment.
 fn case(what: &str, dtype: DType, heads: (usize, usize, usize), segments: &[(usize, usize)], outside: usize) -> Case {
+    laid_out(what, dtype, heads, segments, outside, Layout::Rows)
+}
+
+fn head_major(what: &str, dtype: DType, heads: (usize, usize, usize), segments: &[(usize, usize)]) -> Case {
+    laid_out(&format!("{what}head-major, "), dtype, heads, segments, 0, Layout::Heads)
+}
+
+fn laid_out(
+    what: &str,
+    dtype: DType,
+    heads: (usize, usize, usize),
+    segments: &[(usize, usize)],
+    outside: usize,
+    layout: Layout,
+) -> Case {
     let (h, hk, d) = heads;
     let list =
         if segments.len() > 8 { format!("{} of {:?}", segments.len(), segments[0]) } else { format!("{segments:?}") };
     let name = format!("{} {what}{h}/{hk} heads of {d}, segments {list}, {outside} outside", dtype.name());
     let segments = segments.to_vec();
-    Case::new(name, move |gpu| build(gpu, dtype, heads, &segments, outside))
+    Case::new(name, move |gpu| build(gpu, dtype, heads, &segments, outside, layout))
 }
 
 fn square(lengths: &[usize]) -> Segments {
@@ -34,7 +61,11 @@ fn cases() -> Vec<Case> {
         // Every kernel: lengths of one, of a tile, just over one, none.
         for d in [64, 72, 80, 88, 96, 128] {
             all.push(case("", dtype, (2, 2, d), &square(&[1, 64, 0, 129]), 0));
+            all.push(head_major("", dtype, (2, 1, d), &square(&[1, 64, 0, 130])));
         }
+        // A tile of rows that are padded, heads from odd vectors on.
+        all.push(head_major("", dtype, (3, 3, 24), &square(&[5, 70])));
+        all.push(head_major("", dtype, (2, 1, 136), &square(&[33])));
         // Heads that no kernel is made for, of even and odd width.
         for (h, hk, d) in
             [(4, 4, 12), (2, 1, 14), (3, 1, 20), (2, 2, 32), (1, 1, 1), (2, 1, 7), (2, 2, 40), (1, 1, 133), (1, 1, 256)]
@@ -53,13 +84,13 @@ fn cases() -> Vec<Case> {
 fn shapes() -> Vec<Case> {
     let mut all = Vec::new();
     for dtype in FLOATS {
-        all.push(case("SigLIP so400m/14 384: ", dtype, (16, 16, 72), &square(&[729]), 0));
-        all.push(case("CLIP-L/14 336: ", dtype, (16, 16, 64), &square(&[577]), 0));
-        all.push(case("Idefics2-8b, patches: ", dtype, (16, 16, 72), &square(&[1225]), 0));
+        all.push(head_major("SigLIP so400m/14 384: ", dtype, (16, 16, 72), &square(&[729])));
+        all.push(head_major("CLIP-L/14 336: ", dtype, (16, 16, 64), &square(&[577])));
+        all.push(head_major("Idefics2-8b, patches: ", dtype, (16, 16, 72), &square(&[1225])));
         all.push(case("Idefics2-8b, perceiver: ", dtype, (16, 4, 96), &[(64, 1289); 5], 0));
-        all.push(case("Qwen2-VL ViT: ", dtype, (16, 16, 80), &square(&[1024]), 0));
-        all.push(case("Qwen2.5-VL ViT, windows: ", dtype, (16, 16, 80), &square(&[64; 16]), 0));
-        all.push(case("EVA-g 224: ", dtype, (16, 16, 88), &square(&[257; 4]), 0));
+        all.push(head_major("Qwen2-VL ViT: ", dtype, (16, 16, 80), &square(&[1024])));
+        all.push(head_major("Qwen2.5-VL ViT, windows: ", dtype, (16, 16, 80), &square(&[64; 16])));
+        all.push(head_major("EVA-g 224: ", dtype, (16, 16, 88), &square(&[257; 4])));
         all.push(case("MiniCPM-V resampler: ", dtype, (28, 28, 128), &[(64, 1024)], 0));
     }
     all
@@ -74,12 +105,34 @@ fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
     std::iter::once(0).chain(sums).collect()
 }
 
+/// `[heads][room][head_dim]` on the device from `[rows, heads, head_dim]`; what follows a head's rows is not written.
+fn heads_in(
+    gpu: &Gpu,
+    dtype: DType,
+    values: &[f32],
+    heads: usize,
+    head_dim: usize,
+    room: usize,
+) -> Result<Rc<DeviceBuffer>> {
+    let buffer = gpu.memory(heads * room * head_dim * dtype.size())?;
+    for head in 0..heads {
+        let rows = values.chunks_exact(heads * head_dim).flat_map(|row| &row[head * head_dim..][..head_dim]);
+        let bytes = encode(dtype, &rows.copied().collect::<Vec<_>>());
+        if !bytes.is_empty() {
+            let start = head * room * head_dim * dtype.size();
+            buffer.slice(start, bytes.len())?.copy_from_host(&gpu.stream, &bytes)?;
+        }
+    }
+    Ok(buffer)
+}
+
 fn build(
     gpu: &Gpu,
     dtype: DType,
     (num_heads, num_kv_heads, head_dim): (usize, usize, usize),
     segments: &[(usize, usize)],
     outside: usize,
+    layout: Layout,
 ) -> Result<Instance> {
     const IDLE: usize = 2;
     let heads = Heads { num_heads, num_kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5) };
@@ -91,22 +144,33 @@ fn build(
     let q = numbers.normals(dtype, live * width, 1.0);
     let k = numbers.normals(dtype, keys * kv_width, 1.0);
     let v = numbers.normals(dtype, keys * kv_width, 1.0);
-    let (dk, dv) = (gpu.matrix(dtype, &k, kv_width)?, gpu.matrix(dtype, &v, kv_width)?);
     // The bucket has room for more rows and segments.
     let (dcu_q, dcu_k) = (gpu.ints_in(&cu_q, cu_q.len() + IDLE)?, gpu.ints_in(&cu_k, cu_k.len() + IDLE)?);
     let (count, num_segments) = (gpu.count(live)?, gpu.count(segments.len())?);
     let rows = live + IDLE;
-    let dq = gpu.in_place(dtype, &q, rows, width)?;
+    let room = rows.max(keys).next_multiple_of(2);
+    let place = |values: &[f32], heads: usize, rows: usize| -> Result<(Rc<DeviceBuffer>, usize)> {
+        match layout {
+            Layout::Rows => {
+                let rows = gpu.in_place(dtype, values, rows, heads * head_dim)?;
+                Ok((rows.matrix.buffer.clone(), rows.ld()))
+            }
+            Layout::Heads => Ok((heads_in(gpu, dtype, values, heads, head_dim, room)?, head_dim)),
+        }
+    };
+    let [(dq, q_stride), (dk, k_stride), (dv, v_stride)] =
+        [place(&q, num_heads, rows)?, place(&k, num_kv_heads, keys)?, place(&v, num_kv_heads, keys)?];
     let out = gpu.output(dtype, rows, live, width)?;
     let op = Attention {
         dtype,
         heads,
-        q: dq.slice(),
-        q_stride: dq.ld(),
-        k: dk.slice(),
-        k_stride: dk.ld,
-        v: dv.slice(),
-        v_stride: dv.ld,
+        q: dq.all(),
+        q_stride,
+        k: dk.all(),
+        k_stride,
+        v: dv.all(),
+        v_stride,
+        head_stride: (layout == Layout::Heads).then_some(room * head_dim),
         out: out.slice(),
         out_stride: out.ld(),
         cu_q: dcu_q.all(),

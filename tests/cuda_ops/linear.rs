@@ -29,12 +29,14 @@ struct Layer {
     bias: bool,
     residual: bool,
     activation: Option<Activation>,
+    /// The result is `[n / head_dim][rows, padded to even][head_dim]`.
+    head_dim: Option<usize>,
 }
 
 impl Layer {
     fn plain(dtype: DType, rows: usize, n: usize, k: usize) -> Layer {
         let (bias, residual, activation) = (false, false, None);
-        Layer { dtype, output: dtype, live: rows, rows, n, k, bias, residual, activation }
+        Layer { dtype, output: dtype, live: rows, rows, n, k, bias, residual, activation, head_dim: None }
     }
 
     fn case(self, name: &str) -> Case {
@@ -80,6 +82,13 @@ fn cases() -> Vec<Case> {
             all.push(layer.case("split"));
             all.push(Layer { live: rows / 2, ..layer }.case("split"));
         }
+        // Heads one after another: rows of each kind of kernel, heads that end within a tile and within a warp's part of one.
+        for (rows, n, head_dim, k) in [(1, 48, 8, 40), (7, 216, 72, 36), (33, 264, 88, 68), (130, 432, 72, 40)] {
+            let layer = Layer { bias: true, head_dim: Some(head_dim), ..Layer::plain(dtype, rows, n, k) };
+            all.push(layer.case("head-major"));
+            all.push(Layer { live: rows / 2, ..layer }.case("head-major"));
+        }
+        all.push(Layer { head_dim: Some(20), ..Layer::plain(dtype, 20, 60, 1100) }.case("head-major, split"));
         for rows in [7, 40] {
             let layer = Layer::plain(dtype, rows, 51, 37);
             all.push(Layer { output: DType::F32, bias: true, ..layer }.case("f32 result"));
@@ -201,7 +210,7 @@ fn build(gpu: &Gpu, layer: Layer) -> Result<Instance> {
         num_rows: Some(count.all()),
         work: memory.as_ref().map(|(partial, arrived)| SplitMemory { partial: partial.all(), arrived: arrived.all() }),
     };
-    Ok(Instance::new(vec![op.prepare(&gpu.cuda)?], layer.work()).expect(&dy, limits(output, live * n), move || {
+    let wanted = move || {
         let w = Matrix { n, k, data: WeightData::F32(&w) };
         let mut y = vec![0.0; live * n];
         if live > 0 {
@@ -214,6 +223,25 @@ fn build(gpu: &Gpu, layer: Layer) -> Result<Instance> {
             *y += r;
         }
         Ok(y)
+    };
+    let Some(head_dim) = layer.head_dim else {
+        let launch = op.prepare(&gpu.cuda)?;
+        return Ok(Instance::new(vec![launch], layer.work()).expect(&dy, limits(output, live * n), wanted));
+    };
+    // All of the result is numbers before, of which those of rows beyond the batch must stay.
+    let padded = rows.next_multiple_of(2);
+    let before = numbers.normals(dtype, padded * n, 1.0);
+    let dy = gpu.output_with_stride(dtype, 1, 1, before.len(), before.len())?;
+    dy.slice().copy_from_host(&gpu.stream, &encode(dtype, &before))?;
+    let op = Linear { y: dy.slice(), y_stride: head_dim, ..op };
+    let launch = op.prepare_head_major(&gpu.cuda, padded * head_dim, false)?;
+    Ok(Instance::new(vec![launch], layer.work()).expect(&dy, limits(output, padded * n), move || {
+        let (y, mut all) = (wanted()?, before);
+        for (i, y) in y.chunks_exact(head_dim).enumerate() {
+            let (row, head) = (i / (n / head_dim), i % (n / head_dim));
+            all[(head * padded + row) * head_dim..][..head_dim].copy_from_slice(y);
+        }
+        Ok(all)
     }))
 }
 

@@ -186,8 +186,15 @@ impl<'a> Lowering<'a> {
         op.prepare(&self.shared.cuda)
     }
 
-    /// `cu` are the cumulative lengths of queries and of keys.
-    fn attention(&self, id: NodeId, [q, k, v]: [Value<'a>; 3], cu: [NodeId; 2], heads: &Heads) -> Result<Launch> {
+    /// `cu` are the cumulative lengths of queries and of keys; `head_stride` is set where each head's rows lie together.
+    fn attention(
+        &self,
+        id: NodeId,
+        [q, k, v]: [Value<'a>; 3],
+        head_stride: Option<usize>,
+        cu: [NodeId; 2],
+        heads: &Heads,
+    ) -> Result<Launch> {
         let out = self.value(id)?;
         let segments = self.plan.graph.node(cu[0]).ty.shape.rows().without_plus();
         let op = Attention {
@@ -199,6 +206,7 @@ impl<'a> Lowering<'a> {
             k_stride: k.stride,
             v: v.slice,
             v_stride: v.stride,
+            head_stride,
             out: out.slice,
             out_stride: out.stride,
             cu_q: self.ints(cu[0])?,
@@ -312,8 +320,10 @@ impl<'a> Lowering<'a> {
                 Ok(launches)
             }
             Op::SelfAttention { qkv, heads } => {
-                let (project, [q, k, v]) = self.qkv(self.value(x[0])?, qkv, heads, [Form::Packed, Form::Vector])?;
-                Ok(vec![project, self.attention(id, [q, k, v], [x[1], x[1]], heads)?])
+                let input = self.value(x[0])?;
+                let head_stride = linear::head_stride(input.rows, heads);
+                let (project, qkv) = self.qkv(input, qkv, heads, [Form::Packed, Form::Vector], head_stride)?;
+                Ok(vec![project, self.attention(id, qkv, head_stride, [x[1], x[1]], heads)?])
             }
             Op::QkvRope { .. } => self.qkv_rope(node, id),
             Op::GatedLinear { gate, up, activation, norm } => {
@@ -402,7 +412,7 @@ impl<'a> Lowering<'a> {
             }
             Op::Attention(heads) => {
                 let qkv = [self.value(x[0])?, self.value(x[1])?, self.value(x[2])?];
-                Ok(vec![self.attention(id, qkv, [x[3], x[4]], heads)?])
+                Ok(vec![self.attention(id, qkv, None, [x[3], x[4]], heads)?])
             }
             Op::KvWrite { cache, num_kv_heads, head_dim } => {
                 let (k, v) = (self.value(x[0])?, self.value(x[1])?);

@@ -12,13 +12,15 @@ use crate::graph::{Graph, Op, Plan, Qkv, Rotary, WeightId};
 use crate::{Error, Result};
 
 const ALIGN: usize = 256;
+/// Rows of a head of q, k or v are padded to a multiple of this: heads then start on 32-byte sectors.
+pub const HEAD_ROWS: usize = 2;
 
 /// Bytes by use.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ScratchBytes {
     /// Of launches that split their sums over blocks.
     work: WorkBytes,
-    /// q, k and v of a layer, side by side.
+    /// q, k and v of a layer, side by side or head by head.
     qkv: usize,
     /// The norm of a layer's input, where it takes a launch of its own.
     normed: usize,
@@ -62,6 +64,7 @@ impl ScratchBytes {
                 Op::QkvRope { qkv: q, rotary, .. } if fused::section_ends(rotary).is_some() => qkv(q),
                 Op::SelfAttention { qkv: q, .. } | Op::QkvRope { qkv: q, .. } => {
                     let rows = node.ty.shape.rows().eval(&plan.bucket);
+                    let rows = rows.next_multiple_of(HEAD_ROWS);
                     let bytes = rows * plan.layout.stride(qkv(q).0) * plan.layout.float_bytes;
                     all.qkv = all.qkv.max(bytes.next_multiple_of(ALIGN));
                     qkv(q)

@@ -3,17 +3,26 @@
 //! In: nodes, values, weights. Out: prepared launches. Owns: nothing; whether a norm or a rotation is part of a product's
 //! launch is decided here, by the rows of the bucket. Not here: which kernel computes a product (`ops/linear_choice.rs`).
 
+use super::super::backend::Shared;
 use super::super::ops::fused::{self, InputNorm, NORM_ROWS, QkvOutput};
 use super::super::ops::linear::Linear;
 use super::super::ops::rmsnorm::RmsNorm;
 use super::super::ops::rope::RopeKeys;
 use super::super::ops::rows::RowMove;
+use super::super::scratch::HEAD_ROWS;
 use super::super::upload::{Form, Use};
 use super::super::{DeviceSlice, Launch};
 use super::{Lowering, Value};
 use crate::graph::{Activation, Heads, Node, NodeId, Norm, Op, Qkv, WeightId};
 use crate::tensor::DType;
 use crate::{Error, Result};
+
+/// Elements from head to head of q, k and v that attention within segments reads from work memory. Each head's rows lie
+/// together, so that a tile of keys is one run of whole 32-byte sectors, as rows of 144 bytes among others are not. None
+/// where rows are not whole 16-byte vectors: then heads lie side by side.
+pub(super) fn head_stride(rows: usize, heads: &Heads) -> Option<usize> {
+    heads.head_dim.is_multiple_of(8).then(|| rows.next_multiple_of(HEAD_ROWS) * heads.head_dim)
+}
 
 impl<'a> Lowering<'a> {
     /// What a layer reads of its input where it applies a norm first: with few rows the input and the norm, if its kernel
@@ -134,27 +143,39 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    /// q, k and v of a layer by one product, side by side in work memory: what reads them follows at once. `forms` are
-    /// those of the weights and of the biases.
+    /// q, k and v of a layer by one product, in work memory: what reads them follows at once. They lie side by side, or
+    /// head by head, `head_stride` apart. `forms` are those of the weights and of the biases.
     pub(super) fn qkv(
         &self,
         input: Value<'a>,
         qkv: &Qkv,
         heads: &Heads,
         forms: [Form; 2],
+        head_stride: Option<usize>,
     ) -> Result<(Launch, [Value<'a>; 3])> {
-        let size = self.shared.dtype.size();
-        let widths = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads].map(|n| n * heads.head_dim);
-        let stride = self.plan.layout.stride(widths.iter().sum());
+        let Shared { cuda, dtype, batch_invariant, .. } = self.shared;
+        let size = dtype.size();
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
+        let all = num_heads + 2 * num_kv_heads;
+        let stride = if head_stride.is_some() { head_dim } else { self.plan.layout.stride(all * head_dim) };
+        let elements = head_stride.map_or(input.rows * stride, |apart| all * apart);
         let room = self.scratch.qkv();
-        let y = room.slice(0, input.rows * stride * size)?;
+        let y = room.slice(0, elements * size)?;
         let op = self.qkv_product(input, qkv, heads, forms, (y, stride))?;
-        let part = |before: usize, cols: usize| {
-            let slice = room.slice(before * size, ((input.rows - 1) * stride + cols) * size)?;
+        let part = |before: usize, count: usize| {
+            let cols = count * head_dim;
+            let start = before * head_stride.unwrap_or(head_dim);
+            let length = head_stride.map_or((input.rows - 1) * stride + cols, |apart| count * apart);
+            let slice = room.slice(start * size, length * size)?;
             Ok(Value { slice, stride, rows: input.rows, cols, num_rows: input.num_rows })
         };
-        let parts = [part(0, widths[0])?, part(widths[0], widths[1])?, part(widths[0] + widths[1], widths[2])?];
-        Ok((self.linear(&op)?, parts))
+        let parts =
+            [part(0, num_heads)?, part(num_heads, num_kv_heads)?, part(num_heads + num_kv_heads, num_kv_heads)?];
+        let launch = match head_stride {
+            Some(apart) => op.prepare_head_major(cuda, apart, *batch_invariant)?,
+            None => self.linear(&op)?,
+        };
+        Ok((launch, parts))
     }
 
     /// q, k and v of a decoder's attention, turned, k and v in their pages: in one launch where the rotation allows, behind
@@ -171,7 +192,7 @@ impl<'a> Lowering<'a> {
         let ends = fused::section_ends(rotary);
         let (input, norm) = self.normed(input, norm.as_ref(), ends.is_some(), &mut launches)?;
         let Some(ends) = ends else {
-            let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms)?;
+            let (project, [q, k, v]) = self.qkv(input, qkv, heads, forms, None)?;
             let keys = RopeKeys {
                 k: k.slice,
                 k_stride: k.stride,

@@ -26,10 +26,10 @@ struct AttentionArgs {
     k_stride: i32,
     v_stride: i32,
     out_stride: i32,
+    head_stride: i32,
     group: i32,
     head_dim: i32,
     scale_log2: f32,
-    reserved: i32,
 }
 const _: () = assert!(size_of::<AttentionArgs>() == 104);
 
@@ -46,6 +46,9 @@ pub struct Attention<'a> {
     pub k_stride: usize,
     pub v: DeviceSlice<'a>,
     pub v_stride: usize,
+    /// Elements from head to head of q, k and v where each head has its rows for itself, `*_stride` apart. None: the heads
+    /// of a row lie side by side.
+    pub head_stride: Option<usize>,
     /// As q; not q itself.
     pub out: DeviceSlice<'a>,
     pub out_stride: usize,
@@ -68,11 +71,10 @@ impl Attention<'_> {
         let suffix = ops::half_suffix(op, self.dtype)?;
         let Heads { num_heads, num_kv_heads, head_dim, scale } = self.heads;
         check_heads(op, &self.heads)?;
-        let (width, kv_width) = (num_heads * head_dim, num_kv_heads * head_dim);
-        ops::check_rows(op, "q", &self.q, self.rows, width, self.q_stride, self.dtype)?;
-        ops::check_rows(op, "out", &self.out, self.rows, width, self.out_stride, self.dtype)?;
-        ops::check_rows(op, "k", &self.k, self.keys, kv_width, self.k_stride, self.dtype)?;
-        ops::check_rows(op, "v", &self.v, self.keys, kv_width, self.v_stride, self.dtype)?;
+        self.check_operand("q", &self.q, self.rows, self.q_stride, num_heads)?;
+        self.check_operand("k", &self.k, self.keys, self.k_stride, num_kv_heads)?;
+        self.check_operand("v", &self.v, self.keys, self.v_stride, num_kv_heads)?;
+        ops::check_rows(op, "out", &self.out, self.rows, num_heads * head_dim, self.out_stride, self.dtype)?;
         ops::check_bytes(op, "cu_q", self.cu_q.bytes(), (self.segments + 1) * 4)?;
         ops::check_bytes(op, "cu_k", self.cu_k.bytes(), (self.segments + 1) * 4)?;
         for (name, n) in [("num_rows", &self.num_rows), ("num_segments", &self.num_segments)] {
@@ -81,7 +83,8 @@ impl Attention<'_> {
             }
         }
         let aligned = [&self.q, &self.k, &self.v, &self.out].iter().all(|s| s.address() % 16 == 0)
-            && [self.q_stride, self.k_stride, self.v_stride, self.out_stride].iter().all(|n| n.is_multiple_of(8));
+            && [self.q_stride, self.k_stride, self.v_stride, self.out_stride].iter().all(|n| n.is_multiple_of(8))
+            && self.head_stride.is_none_or(|n| n.is_multiple_of(8));
         let variant = Variant::choose(op, ROW_VARIANTS, head_dim, aligned)?;
         let group = num_heads / num_kv_heads;
         let int = |n: usize| ops::int(op, n);
@@ -100,16 +103,28 @@ impl Attention<'_> {
             k_stride: int(self.k_stride)?,
             v_stride: int(self.v_stride)?,
             out_stride: int(self.out_stride)?,
+            head_stride: int(self.head_stride.unwrap_or(head_dim))?,
             group: int(group)?,
             head_dim: int(head_dim)?,
             scale_log2: scale * std::f32::consts::LOG2_E,
-            reserved: 0,
         };
         let config = variant.config(op, self.rows, group, self.segments, num_kv_heads)?;
         let function = cuda.kernel("attention", &variant.entry("attention", suffix))?;
         // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked above; segments lie
         // within rows and keys by the contract of the batch.
         unsafe { Launch::new(function, config, &args) }
+    }
+
+    fn check_operand(&self, name: &str, slice: &DeviceSlice, rows: usize, stride: usize, heads: usize) -> Result<()> {
+        let head_dim = self.heads.head_dim;
+        let Some(head_stride) = self.head_stride else {
+            return ops::check_rows("attention", name, slice, rows, heads * head_dim, stride, self.dtype);
+        };
+        // Rows of the last head.
+        let before = (heads - 1) * head_stride * self.dtype.size();
+        ops::check_bytes("attention", name, slice.bytes(), before)?;
+        let need = rows.saturating_sub(1) * stride + head_dim;
+        ops::check_bytes("attention", name, slice.bytes() - before, need * self.dtype.size())
     }
 }
 

@@ -28,7 +28,7 @@ struct FusedArgs {
     eps: f32,
     ends: [i32; 2],
 }
-const _: () = assert!(size_of::<FusedArgs>() == 224);
+const _: () = assert!(size_of::<FusedArgs>() == 232);
 
 /// The RMSNorm of a layer's input.
 #[derive(Clone, Copy)]

@@ -50,6 +50,7 @@ impl SigmoidForm {
 const ACTIVATE: i32 = 1;
 pub(super) const GATED: i32 = 2;
 const FLOAT_OUTPUT: i32 = 4;
+const HEAD_MAJOR: i32 = 8;
 
 /// Mirrors `LinearArgs` in kernels/epilogue.cuh.
 #[repr(C)]
@@ -78,8 +79,10 @@ pub(super) struct LinearArgs {
     flags: i32,
     activation: SigmoidForm,
     group: i32,
+    head_dim: i32,
+    head_stride: i32,
 }
-const _: () = assert!(size_of::<LinearArgs>() == 160);
+const _: () = assert!(size_of::<LinearArgs>() == 168);
 
 /// One launch: `y = residual + act(x w^T + bias)`, of which all but the product is optional.
 pub struct Linear<'a> {
@@ -154,6 +157,23 @@ impl Linear<'_> {
         self.prepare_flags("linear", cuda, self.flags(), self.n, Some(quantized), false)
     }
 
+    /// As [`Linear::prepare`], or [`Linear::prepare_alike`], with y `[n / head_dim][rows][head_dim]`: heads `head_stride`
+    /// elements apart, and `y_stride`, a multiple of 4, is head_dim.
+    pub fn prepare_head_major(&self, cuda: &Cuda, head_stride: usize, alike: bool) -> Result<Launch> {
+        let (op, head_dim) = ("linear", self.y_stride);
+        if head_dim == 0 || !self.n.is_multiple_of(head_dim) || self.output != self.dtype || self.residual.is_some() {
+            return Err(Error::Internal(format!("{op}: {} columns as heads of {head_dim}", self.n)));
+        }
+        let elements = (self.n / head_dim - 1) * head_stride + self.rows * head_dim;
+        ops::check_bytes(op, "y", self.y.bytes(), elements * self.dtype.size())?;
+        check_vectors(op, "y: heads", &self.y, head_stride, 4, 16)?;
+        let choice = self.choose(cuda, self.n, Storage::Dense, alike);
+        let (choice, mut args) = self.arguments(op, choice, self.flags() | HEAD_MAJOR, self.n, head_dim, None)?;
+        ops::int(op, elements)?;
+        (args.head_dim, args.head_stride) = (ops::int(op, head_dim)?, ops::int(op, head_stride)?);
+        self.launch(op, cuda, choice, &args, self.n, None)
+    }
+
     pub(super) fn flags(&self) -> i32 {
         (if self.activation.is_some() { ACTIVATE } else { 0 })
             | (if self.output == DType::F32 { FLOAT_OUTPUT } else { 0 })
@@ -169,10 +189,23 @@ impl Linear<'_> {
         quantized: Option<&Quantized>,
         alike: bool,
     ) -> Result<Launch> {
-        let suffix = ops::half_suffix(op, self.dtype)?;
         let storage = quantized.map_or(Storage::Dense, Quantized::storage);
         let choice = self.choose(cuda, columns, storage, alike);
         let (choice, args) = self.arguments(op, choice, flags, columns, self.n, quantized)?;
+        self.launch(op, cuda, choice, &args, columns, quantized)
+    }
+
+    fn launch(
+        &self,
+        op: &str,
+        cuda: &Cuda,
+        choice: Choice,
+        args: &LinearArgs,
+        columns: usize,
+        quantized: Option<&Quantized>,
+    ) -> Result<Launch> {
+        let suffix = ops::half_suffix(op, self.dtype)?;
+        let storage = quantized.map_or(Storage::Dense, Quantized::storage);
         let columns = columns.next_multiple_of(pack::PANEL_ROWS);
         let groups = quantized.and_then(Quantized::groups);
         let (file, entry) = choice.kernel.entry(storage, groups, suffix);
@@ -183,7 +216,7 @@ impl Linear<'_> {
             shared_bytes: choice.kernel.shared_bytes(storage, groups) as u32,
         };
         // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked with its making.
-        unsafe { Launch::new(function, config, &args) }
+        unsafe { Launch::new(function, config, args) }
     }
 
     pub(super) fn choose(&self, cuda: &Cuda, columns: usize, storage: Storage, alike: bool) -> Choice {
@@ -258,6 +291,8 @@ impl Linear<'_> {
             flags,
             activation: SigmoidForm::new(self.activation),
             group: ops::int(op, group)?,
+            head_dim: 0,
+            head_stride: 0,
         };
         Ok((choice, args))
     }
