@@ -18,78 +18,15 @@
 // Caller  engine/backend/cuda/ops/attention.rs
 // Oracle  engine/backend/cpu/attention/segments.rs; tests/cuda_ops/attention.rs
 
-#include "attention.cuh"
+#include "attention_rows.cuh"
 
 using namespace engine;
-
-// Mirrored by AttentionArgs in engine/backend/cuda/ops/attention.rs.
-struct AttentionArgs {
-  const void* q;
-  const void* k;
-  const void* v;
-  void* out;
-  const int* cu_q;
-  const int* cu_k;
-  const int* num_segments;
-  const int* num_rows;
-  int max_segments;
-  int max_rows;
-  int q_stride;
-  int k_stride;
-  int v_stride;
-  int out_stride;
-  int head_stride;  // of q, k and v: from head to head; of out it is head_dim
-  int group;
-  int head_dim;
-  float scale_log2;
-};
-static_assert(sizeof(AttentionArgs) == 104, "size as in Rust");
-
-template <typename Tile>
-__device__ __forceinline__ void attention(const AttentionArgs& args) {
-  using T = typename Tile::T;
-  extern __shared__ __align__(1024) unsigned char shared[];
-  const int segments = args.num_segments != nullptr ? *args.num_segments : args.max_segments;
-  // One more segment than there are, of the rows after the last one; it has no keys.
-  const int s = find_segment(args.cu_q, segments + 1, args.group, Tile::kRows, blockIdx.x);
-  if (s < 0) return;
-  const bool real = s < segments;
-  const int query = args.cu_q[s];
-  const int last_row = real ? args.cu_q[s + 1] : args.num_rows != nullptr ? *args.num_rows : args.max_rows;
-  Rows<T> rows;
-  rows.rows = (last_row - query) * args.group;
-  rows.first = (static_cast<int>(blockIdx.x) - (query * args.group / Tile::kRows + s)) * Tile::kRows;
-  if (rows.first >= rows.rows) return;
-  const int head = blockIdx.y * args.group;
-  rows.head_dim = Tile::kExact ? Tile::kDim : args.head_dim;
-  rows.q = static_cast<const T*>(args.q) + static_cast<long long>(head) * args.head_stride;
-  rows.q_head = args.head_stride;
-  rows.out = static_cast<T*>(args.out) + head * rows.head_dim;
-  rows.query = query;
-  rows.q_stride = args.q_stride;
-  rows.out_stride = args.out_stride;
-  rows.group = args.group;
-  const int key = real ? args.cu_k[s] : 0;
-  rows.begin = 0;
-  rows.end = real ? args.cu_k[s + 1] - key : 0;
-  rows.position = 0;
-  rows.window = INT_MAX;
-  rows.scale_log2 = args.scale_log2;
-  RowKeys<Tile> keys;
-  const long long kv_head = static_cast<long long>(blockIdx.y) * args.head_stride;
-  keys.k = static_cast<const T*>(args.k) + static_cast<long long>(key) * args.k_stride + kv_head;
-  keys.v = static_cast<const T*>(args.v) + static_cast<long long>(key) * args.v_stride + kv_head;
-  keys.k_stride = args.k_stride * static_cast<int>(sizeof(T));
-  keys.v_stride = args.v_stride * static_cast<int>(sizeof(T));
-  attend<Tile, false>(rows, keys, shared);
-}
-
 
 // 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a
 // multiply reads from shared memory against 16 rows.
 #define ATTENTION_KERNEL(name, blocks, ...)                                                                   \
   extern "C" __global__ void __launch_bounds__(4 * kWarpThreads, blocks) attention_##name(const AttentionArgs args) { \
-    attention<AttentionTile<__VA_ARGS__>>(args);                                                                \
+    attention<AttentionTile<__VA_ARGS__>, false>(args);                                                                \
   }
 #define ATTENTION(suffix, T)                                        \
   ATTENTION_KERNEL(suffix##_d64, 2, T, 64, true, 4, 2, 64)          \

@@ -3,6 +3,7 @@
 // Owns: LinearArgs, the argument of every linear kernel. Not here: products (gemm.cu, gemv.cu).
 #pragma once
 
+#include "meeting.cuh"
 #include "mma.cuh"
 
 namespace engine {
@@ -63,20 +64,6 @@ static_assert(sizeof(LinearArgs) == 168, "size as in Rust");
 
 __device__ __forceinline__ int live_rows(const LinearArgs& args) {
   return args.num_rows == nullptr ? args.rows : min(*args.num_rows, args.rows);
-}
-
-// True in every thread of the block that is the last of `blocks` to get here; what the others wrote before is then
-// visible. Leaves the counter zero for the next launch. `last` is shared memory that no thread needs any more.
-__device__ __forceinline__ bool arrive_last(unsigned* arrived, int blocks, bool* last) {
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    *last = atomicAdd(arrived, 1u) == blocks - 1;
-    if (*last) *arrived = 0;
-  }
-  __syncthreads();
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-  return *last;
 }
 
 // From a thread's four sums of a row, neighbouring packed columns of w from `column` on (column % 4 == 0), to y: four

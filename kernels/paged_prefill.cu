@@ -89,7 +89,7 @@ __device__ __forceinline__ void paged_prefill(const PagedPrefillArgs& args) {
   keys.k = static_cast<const T*>(args.cache) + static_cast<int>(blockIdx.y) * kPageSize * rows.head_dim;
   keys.v = keys.k + kv_elements;
   keys.page_bytes = 2 * kv_elements * static_cast<int>(sizeof(T));
-  attend<Tile, true>(rows, keys, shared);
+  attend<Tile, true>(rows, keys, shared, Whole{});
 }
 
 // 64 keys at a time while scores, results and Q fragments fit the registers, at 32 rows a warp: that halves what a

@@ -216,6 +216,7 @@ impl<'a> Lowering<'a> {
             segments: segments.eval(&self.bucket.sizes),
             num_rows: out.num_rows,
             num_segments: self.size(segments)?,
+            work: (!self.shared.batch_invariant).then(|| self.scratch.work()),
         };
         op.prepare(&self.shared.cuda)
     }

@@ -6,7 +6,7 @@
 use super::backend::Shared;
 use super::driver::{DeviceBuffer, DeviceSlice};
 use super::ops::linear::{self, Work, WorkBytes};
-use super::ops::{fused, paged_attention};
+use super::ops::{attention, fused, paged_attention};
 use crate::backend::Bucket;
 use crate::graph::{Graph, Op, Plan, Qkv, Rotary, WeightId};
 use crate::{Error, Result};
@@ -42,6 +42,21 @@ impl ScratchBytes {
                 for bucket in buckets {
                     let [seqs, blocks] = [0, 1].map(|i| table[i].eval(&bucket.sizes));
                     all.add(paged_attention::work_bytes(heads, seqs, blocks, multiprocessors));
+                }
+            }
+            // The input that has a row a key.
+            let attention = match &node.op {
+                Op::Attention(heads) => Some((heads, 1)),
+                Op::SelfAttention { heads, .. } => Some((heads, 0)),
+                _ => None,
+            };
+            if let Some((heads, keys)) = attention {
+                let rows_of = |i: usize| graph.node(node.inputs[i]).ty.shape.rows();
+                // Cumulative lengths come last.
+                let dims = [rows_of(0), rows_of(keys), rows_of(node.inputs.len() - 1).without_plus()];
+                for bucket in buckets {
+                    let [rows, keys, segments] = dims.map(|dim| dim.eval(&bucket.sizes));
+                    all.add(attention::work_bytes(heads, rows, keys, segments, multiprocessors));
                 }
             }
             if let Op::QkvRope { norm: Some(norm), .. }

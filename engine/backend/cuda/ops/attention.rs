@@ -1,14 +1,16 @@
-//! Attention within segments of a flat batch (kernels/attention.cu).
+//! Attention within segments of a flat batch (kernels/attention.cu, attention_short.cu).
 //!
 //! In: q, k, v rows and cumulative lengths on the device. Out: the launch. Owns: which tile sizes serve which head_dim
-//! ([`Variant`]). Not here: the formula, attention over pages (`paged_attention.rs`).
+//! ([`Variant`]), when segments count as short, into how many pieces their keys are cut. Not here: the formula, attention
+//! over pages (`paged_attention.rs`).
 
+use super::linear::{Work, WorkBytes};
 use crate::backend::cuda::{Cuda, DeviceSlice, Launch, LaunchConfig, ops};
 use crate::graph::Heads;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
-/// Mirrors `AttentionArgs` in kernels/attention.cu.
+/// Mirrors `AttentionArgs` in kernels/attention_rows.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AttentionArgs {
@@ -30,8 +32,10 @@ struct AttentionArgs {
     group: i32,
     head_dim: i32,
     scale_log2: f32,
+    partial: u64,
+    arrived: u64,
 }
-const _: () = assert!(size_of::<AttentionArgs>() == 104);
+const _: () = assert!(size_of::<AttentionArgs>() == 120);
 
 /// `out[t] = softmax(scale q[t] k^T) v` over the keys of t's segment; zeros for a query without keys.
 pub struct Attention<'a> {
@@ -62,6 +66,9 @@ pub struct Attention<'a> {
     /// One i32 each on the device: of the batch.
     pub num_rows: Option<DeviceSlice<'a>>,
     pub num_segments: Option<DeviceSlice<'a>>,
+    /// At least [`work_bytes`]. Without it a row's sums have one order whatever the sizes of the launch: no kernel of its own
+    /// for short segments, no pieces.
+    pub work: Option<Work<'a>>,
 }
 
 impl Attention<'_> {
@@ -85,8 +92,22 @@ impl Attention<'_> {
         let aligned = [&self.q, &self.k, &self.v, &self.out].iter().all(|s| s.address() % 16 == 0)
             && [self.q_stride, self.k_stride, self.v_stride, self.out_stride].iter().all(|n| n.is_multiple_of(8))
             && self.head_stride.is_none_or(|n| n.is_multiple_of(8));
-        let variant = Variant::choose(op, ROW_VARIANTS, head_dim, aligned)?;
         let group = num_heads / num_kv_heads;
+        let multiprocessors = cuda.device().multiprocessors() as usize;
+        let short = self.work.filter(|_| aligned).and_then(|work| {
+            Short::choose(&self.heads, self.rows, self.keys, self.segments, multiprocessors).map(|s| (s, work))
+        });
+        let (kernel, variant, pieces, work) = match short {
+            Some((short, work)) => {
+                let need = short.work(num_kv_heads, self.rows * group, self.segments);
+                ops::check_bytes(op, "work: partial", work.partial.bytes(), need.partial_bytes)?;
+                ops::check_bytes(op, "work: arrived", work.arrived.bytes(), need.arrived_bytes)?;
+                ("attention_short", short.variant, short.pieces, Some(work))
+            }
+            None => ("attention", Variant::choose(op, ROW_VARIANTS, head_dim, aligned)?, 1, None),
+        };
+        let mut config = variant.config(op, self.rows, group, self.segments, num_kv_heads)?;
+        config.grid.2 = pieces as u32;
         let int = |n: usize| ops::int(op, n);
         let args = AttentionArgs {
             q: self.q.address(),
@@ -107,9 +128,10 @@ impl Attention<'_> {
             group: int(group)?,
             head_dim: int(head_dim)?,
             scale_log2: scale * std::f32::consts::LOG2_E,
+            partial: work.as_ref().map_or(0, |w| w.partial.address()),
+            arrived: work.as_ref().map_or(0, |w| w.arrived.address()),
         };
-        let config = variant.config(op, self.rows, group, self.segments, num_kv_heads)?;
-        let function = cuda.kernel("attention", &variant.entry("attention", suffix))?;
+        let function = cuda.kernel(kernel, &variant.entry(kernel, suffix))?;
         // SAFETY: the struct is the kernel's, and the slices hold all that it touches, as checked above; segments lie
         // within rows and keys by the contract of the batch.
         unsafe { Launch::new(function, config, &args) }
@@ -126,6 +148,49 @@ impl Attention<'_> {
         let need = rows.saturating_sub(1) * stride + head_dim;
         ops::check_bytes("attention", name, slice.bytes() - before, need * self.dtype.size())
     }
+}
+
+/// A launch of kernels/attention_short.cu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Short {
+    variant: Variant,
+    /// That the keys of a segment are cut into.
+    pieces: usize,
+}
+
+impl Short {
+    /// None where larger tiles serve better, for lack of a kernel too. Segments are taken to be equal.
+    fn choose(heads: &Heads, rows: usize, keys: usize, segments: usize, multiprocessors: usize) -> Option<Short> {
+        // Keys of a piece at least, pieces at most.
+        const KEYS: usize = 256;
+        const MOST: usize = 16;
+        let variant = *SHORT_VARIANTS.iter().find(|v| v.dim == heads.head_dim)?;
+        let segments = segments.max(1);
+        let segment_rows = (rows * heads.num_heads / heads.num_kv_heads).div_ceil(segments);
+        let blocks = segments * segment_rows.div_ceil(variant.rows) * heads.num_kv_heads;
+        // Two blocks a multiprocessor.
+        let pieces = (2 * multiprocessors / blocks.max(1)).min(keys / segments / KEYS).clamp(1, MOST);
+        (pieces > 1 || segment_rows <= variant.rows).then_some(Short { variant, pieces })
+    }
+
+    fn work(&self, kv_heads: usize, rows: usize, segments: usize) -> WorkBytes {
+        if self.pieces == 1 {
+            return WorkBytes::default();
+        }
+        let tiles = self.variant.slots(rows, segments) * kv_heads;
+        WorkBytes {
+            // `kPartialFloats` of kernels/attention_pieces.cuh.
+            partial_bytes: tiles * self.pieces * self.variant.rows * (self.variant.dim + 2) * 4,
+            arrived_bytes: tiles * 4,
+        }
+    }
+}
+
+/// Work memory of a launch for so many queries, keys and segments.
+pub fn work_bytes(heads: &Heads, rows: usize, keys: usize, segments: usize, multiprocessors: usize) -> WorkBytes {
+    let group = heads.num_heads / heads.num_kv_heads.max(1);
+    Short::choose(heads, rows, keys, segments, multiprocessors)
+        .map_or(WorkBytes::default(), |short| short.work(heads.num_kv_heads, rows * group, segments))
 }
 
 /// Refuses heads that no kernel takes.
@@ -174,6 +239,9 @@ const ROW_VARIANTS: &[Variant] = &[
     any(256, 64, 32),
 ];
 
+/// Entries of kernels/attention_short.cu.
+const SHORT_VARIANTS: &[Variant] = &[exact(64, 64, 64), exact(80, 64, 64), exact(96, 64, 64), exact(128, 64, 64)];
+
 /// Entries of kernels/paged_prefill.cu.
 pub(super) const PAGE_VARIANTS: &[Variant] = &[
     exact(64, 128, 64),
@@ -202,8 +270,13 @@ impl Variant {
         format!("{kernel}_{suffix}_{}{}", if self.exact { "d" } else { "any" }, self.dim)
     }
 
-    /// One block a tile of rows and KV head. A segment has its first tile at slot `rows before it / tile + segments
-    /// before it`, which leaves it enough slots; the rows after the last segment count as one more.
+    /// A segment has its first tile at slot `rows before it / tile + segments before it`, which leaves it enough slots; the
+    /// rows after the last segment count as one more.
+    fn slots(&self, rows: usize, segments: usize) -> usize {
+        rows / self.rows + segments + 1
+    }
+
+    /// One block a tile of rows and KV head.
     pub(super) fn config(
         &self,
         op: &str,
@@ -212,9 +285,9 @@ impl Variant {
         segments: usize,
         kv_heads: usize,
     ) -> Result<LaunchConfig> {
-        let slots = ops::int(op, queries * group)? as u32 / self.rows as u32 + ops::int(op, segments)? as u32 + 1;
+        let slots = self.slots(queries * group, segments);
         Ok(LaunchConfig {
-            grid: (slots, kv_heads as u32, 1),
+            grid: (ops::int(op, slots)? as u32, kv_heads as u32, 1),
             block: (THREADS, 1, 1),
             shared_bytes: self.shared_bytes() as u32,
         })
@@ -249,8 +322,34 @@ mod tests {
     }
 
     #[test]
+    fn few_queries_share_many_keys() {
+        let pieces = |heads: &Heads, rows, keys, segments| {
+            Short::choose(heads, rows, keys, segments, 108).map(|short| short.pieces)
+        };
+        let perceiver = &Heads { num_heads: 16, num_kv_heads: 4, head_dim: 96, scale: 0.1 };
+        assert_eq!(pieces(perceiver, 64, 1289, 1), Some(5));
+        assert_eq!(pieces(perceiver, 64, 100_000, 1), Some(13));
+        assert_eq!(pieces(perceiver, 1, 100_000, 1), Some(16));
+        let resampler = &Heads { num_heads: 28, num_kv_heads: 28, head_dim: 128, scale: 0.1 };
+        assert_eq!(pieces(resampler, 64, 4096, 1), Some(7));
+        // Enough segments fill the device, and few keys are not cut.
+        assert_eq!(pieces(perceiver, 64 * 32, 1289 * 32, 32), None);
+        assert_eq!(pieces(resampler, 64, 300, 1), Some(1));
+        assert_eq!(work_bytes(resampler, 64, 300, 1, 108), WorkBytes::default());
+        // Windows of 64 patches; the same patches at once.
+        let patches = &Heads { num_heads: 16, num_kv_heads: 16, head_dim: 80, scale: 0.1 };
+        assert_eq!(pieces(patches, 1024, 1024, 16), Some(1));
+        assert_eq!(pieces(patches, 1024, 1024, 1), None);
+        // No kernel of its own.
+        assert_eq!(pieces(&Heads { head_dim: 72, ..*patches }, 1024, 1024, 16), None);
+        // A tile for the segment, and two slots that no other batch needs either.
+        let need = work_bytes(resampler, 64, 4096, 1, 108);
+        assert_eq!((need.partial_bytes, need.arrived_bytes), (3 * 28 * 7 * 64 * 130 * 4, 3 * 28 * 4));
+    }
+
+    #[test]
     fn every_variant_fits_the_smallest_shared_memory_of_its_parts() {
-        for v in ROW_VARIANTS.iter().chain(PAGE_VARIANTS) {
+        for v in [ROW_VARIANTS, SHORT_VARIANTS, PAGE_VARIANTS].concat() {
             // sm_86 and sm_89 give a block 99 KiB.
             assert!(v.shared_bytes() <= 99 << 10, "{v:?}: {}", v.shared_bytes());
         }
