@@ -382,7 +382,7 @@ __device__ __forceinline__ void gemm(const LinearArgs& args, const More& more = 
       const int row = row0 + warp_row + i * 16 + r;
       if (row >= rows) continue;
       if constexpr (kQkv) {
-        store_qkv<T>(more, row, column, epilogue.count, epilogue.biased(v), turn.of(row - row0));
+        store_qkv<T>(more, row, turn.pair, epilogue.count, epilogue.biased(v), turn.of(row - row0));
       } else {
         epilogue.store(args, row, v);
       }

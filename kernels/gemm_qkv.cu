@@ -10,7 +10,7 @@
 // Shared  that of gemm.cu, and 16 BM bytes: positions and slots of the rows, on their way while the products are formed
 // Limits  rows as gemm.cu; head_dim even, any other size
 // Cost    as gemm.cu; q, k and v are written once and nothing is read back. Cosines and sines are computed anew for
-//         every head: a lane's pair takes 54 instructions behind the k / 32 multiplies of its sums (sm_80)
+//         every head: a lane's pair takes 39 instructions behind the k / 32 multiplies of its sums (sm_80)
 // Numerics as gemm.cu, angles as rotary.cuh; sums and bias are turned in f32, one rounding to T
 // Caller  engine/backend/cuda/ops/fused.rs
 // Oracle  engine/backend/cpu: matmul, rope.rs, kv_cache.rs; tests/cuda_ops/qkv.rs

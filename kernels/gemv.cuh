@@ -123,7 +123,7 @@ __device__ __forceinline__ void finish(const LinearArgs& args, const More& more,
   }
   if constexpr (kQkv) {
     sum = epilogue.biased(epilogue.scaled(sum));
-    store_qkv<T>(more, place.row, epilogue.col, epilogue.count, sum, turn);
+    store_qkv<T>(more, place.row, PairOfHead(more, epilogue.col), epilogue.count, sum, turn);
   } else {
     epilogue.store(args, place.row, sum);
   }

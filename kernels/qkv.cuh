@@ -34,6 +34,13 @@ __device__ __forceinline__ float norm_factor(const FusedArgs& args, int k, float
   return rsqrtf(squares / k + args.eps) * *reinterpret_cast<const float*>(behind);
 }
 
+// Where packed column `column`, an even one, lies: heads of q, then of k, then of v; and which pair of its head it starts.
+struct PairOfHead {
+  int head, at;
+  __device__ __forceinline__ PairOfHead(const FusedArgs& args, int column)
+      : head(column / 2 / (args.head_dim / 2)), at(column / 2 - head * (args.head_dim / 2)) {}
+};
+
 // Copies what turns a vector of four packed columns from `column` on, of one of the batch's `rows` rows, to shared
 // memory, four words `apart` floats apart: position, two frequencies, slot. It arrives with this thread's next group of
 // copies.
@@ -68,14 +75,17 @@ __device__ __forceinline__ void copy_positions(const FusedArgs& args, int* to, i
 // slots as copy_positions leaves them.
 template <int kRows>
 struct Turn {
+  PairOfHead pair;
   float first, second;
   const int *positions, *slots;
 
-  __device__ __forceinline__ Turn(const FusedArgs& args, const int* copied, int column) : slots(copied + 3 * kRows) {
-    const int half = args.head_dim / 2, pair = column / 2, at = pair % half;
-    positions = copied + ((at >= args.ends[0]) + (at >= args.ends[1])) * kRows;
-    first = args.inv_freq[at];
-    second = args.inv_freq[(pair + 1) % half];
+  __device__ __forceinline__ Turn(const FusedArgs& args, const int* copied, int column)
+      : pair(args, column), slots(copied + 3 * kRows) {
+    // Left to itself the compiler divides anew for every row.
+    asm volatile("" : "+r"(pair.head), "+r"(pair.at));
+    positions = copied + ((pair.at >= args.ends[0]) + (pair.at >= args.ends[1])) * kRows;
+    first = args.inv_freq[pair.at];
+    second = args.inv_freq[pair.at + 1 == args.head_dim / 2 ? 0 : pair.at + 1];
   }
 
   // Of row `row` of the kRows, as store_qkv takes it.
@@ -100,13 +110,13 @@ __device__ __forceinline__ T* head_of(const FusedArgs& args, int row, int head, 
          (head - args.heads) * (kPageSize * args.head_dim);
 }
 
-// Four sums of a row, packed columns from `column` on, of which `count` are there, an even number. Two columns of q and
+// Four sums of a row, packed columns from that of `pair` on, of which `count` are there, an even number. Two columns of q and
 // k are a pair that is turned together, i and i + head_dim / 2 of a head; those of v are neighbours.
 template <typename T>
-__device__ __forceinline__ void store_qkv(const FusedArgs& args, int row, int column, int count, float4 v,
-                                          float4 turn) {
+__device__ __forceinline__ void store_qkv(const FusedArgs& args, int row, const PairOfHead& pair, int count,
+                                          float4 v, float4 turn) {
   const int half = args.head_dim / 2, position = __float_as_int(turn.x), slot = __float_as_int(turn.w);
-  const int head = column / 2 / half, at = column / 2 - head * half;
+  const int head = pair.head, at = pair.at;
   const bool turned = head < args.heads + args.kv_heads;
   const float2 first = rotary(position, turn.y), second = rotary(position, turn.z);
   if (half % 2 == 0) {

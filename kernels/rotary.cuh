@@ -1,4 +1,4 @@
-// The angle of a rotary embedding, for the kernels that turn: rope.cu, gemv_qkv.cu.
+// The angle of a rotary embedding, for the kernels that turn: rope.cu, gemv_qkv.cu, gemm_qkv.cu.
 //
 // Owns: its sine and cosine. Not here: which elements of a head are a pair.
 #pragma once
