@@ -4,8 +4,8 @@
 // In      q [rows, heads, head_dim], k, v [keys, kv_heads, head_dim] T, rows *_stride elements apart, heads head_stride:
 //         head_dim, or more where each head has its rows for itself; cu_q, cu_k [segments + 1] i32: segment s has
 //         queries cu_q[s]..cu_q[s + 1] and keys cu_k[s]..cu_k[s + 1]
-// Out     out [rows, heads, head_dim], another buffer; rows of no segment, or of one without keys, are zero, rows from *num_rows on are
-//         left alone. T is __nv_bfloat16 or __half (suffix bf16, f16)
+// Out     out [rows, heads, head_dim], another buffer; rows of no segment, or of one without keys, are zero, rows from
+//         *num_rows on are left alone. T is __nv_bfloat16 or __half (suffix bf16, f16)
 // Grid    (rows * group / tile rows + segments + 1, kv_heads) of the bucket; a block finds its segment and tile from
 //         cu_q, blocks without one do nothing
 // Block   128 threads: 64 or 128 rows (a row is a query and one of the `group` heads that share keys)

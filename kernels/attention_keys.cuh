@@ -77,11 +77,16 @@ struct RowKeys {
   template <bool kWhole>
   __device__ __forceinline__ void copy(int at, int, int end, int head_dim, uint32_t k_buffer, uint32_t v_buffer) const {
     if constexpr (Tile::kExact) {
-      // A pass is a constant distance in shared memory.
+      // A pass is a constant distance in shared memory. Where rows end within a 32-byte sector it takes an even number of
+      // them, and from a key that starts within one all threads are one further: so no two warps read one sector.
+      constexpr bool kHalves = Layout::kChunks % 2 != 0;
       constexpr int kMost = Tile::kThreads / Layout::kChunks;
-      constexpr int kPassRows = Layout::kTwistMask == 0 ? kMost : kMost / 8 * 8;
+      constexpr int kPassRows = kHalves ? kMost / 2 * 2 : kMost / 8 * 8;
       constexpr int kPasses = (Tile::kKeys + kPassRows - 1) / kPassRows;
-      const int row = threadIdx.x / Layout::kChunks, chunk = threadIdx.x % Layout::kChunks;
+      static_assert(!kHalves || kPassRows * Layout::kChunks < Tile::kThreads, "a thread to spare");
+      // Thread -1 is none of the rows.
+      const unsigned thread = threadIdx.x - (kHalves ? reinterpret_cast<uintptr_t>(k) / 16 % 2 : 0);
+      const int row = thread / Layout::kChunks, chunk = thread % Layout::kChunks;
       const uint32_t offset = Layout::offset(row, chunk);
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
