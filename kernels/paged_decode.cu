@@ -2,7 +2,7 @@
 //   out[t, h] = softmax(scale * q[t, h] K[h / group]^T) V[h / group] over the latest `window` keys of t's sequence
 //
 // In      as paged_prefill.cu; sequences of other than one query are left to it
-//         partials: f32, kPartialFloats(D) a (sequence, head tile, split); counters [seqs * head tiles] i32, zero
+//         partials: f32, kPartialFloats(D) a (sequence, head tile, split); counters [seqs * head tiles] u32, zero
 // Out     out as q, another buffer; counters zero again. T is __nv_bfloat16 or __half (suffix bf16, f16)
 // Grid    (splits, kv_heads * head tiles, seqs) of the bucket; a head tile is up to 8 of the heads that share keys.
 //         A sequence is cut into equal pieces of at least kWarps pages; blocks without a piece do nothing
@@ -35,7 +35,7 @@ struct PagedDecodeArgs {
   const int* num_seqs;
   const int* table_stride;
   float* partials;
-  int* counters;
+  unsigned* counters;
   int max_table_stride;
   int q_stride;
   int out_stride;
@@ -402,13 +402,8 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
 
   // The last block of the tile to get here adds the pieces, in their order.
   // Dynamic like the rest: a static variable would take the blocks that use all of 48 KiB over it.
-  int* last = reinterpret_cast<int*>(weights + kMaxSplits * kHeads + kHeads);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *last = atomicAdd(&args.counters[head_tile], 1) == pieces - 1;
-  __syncthreads();
-  if (*last == 0) return;
-  __threadfence();
+  bool* last = reinterpret_cast<bool*>(weights + kMaxSplits * kHeads + kHeads);
+  if (!arrive_last(&args.counters[head_tile], pieces, last)) return;
   const float* parts = args.partials + static_cast<long long>(head_tile) * splits * Tile::kPartialFloats;
   if (threadIdx.x < heads) {
     const int h = threadIdx.x;
@@ -429,8 +424,6 @@ __device__ __forceinline__ void paged_decode(const PagedDecodeArgs& args) {
     for (int p = 0; p < pieces; ++p) sum = fmaf(weights[p * kHeads + h], __ldcg(&parts[p * Tile::kPartialFloats + i]), sum);
     if (d < head_dim) target[h * head_dim + d] = from_float<T>(sum * weights[pieces * kHeads + h]);
   }
-  // The next launch, of the same graph perhaps, counts from zero again.
-  if (threadIdx.x == 0) args.counters[head_tile] = 0;
 }
 
 // As many as shared memory holds on sm_90.
