@@ -23,18 +23,11 @@
 
 using namespace engine;
 
-// BOUND: registers, by blocks of a multiprocessor or outright. Left to itself the compiler takes all 255 and the loop
-// gains nothing.
 #define GEMM(suffix, T, BM, BN, BK, WM, WN, STAGES, BOUND)  \
   extern "C" __global__ void BOUND                          \
       gemm_##suffix##_##BM##x##BN(const LinearArgs args) {  \
     gemm<Tile<Dense<T>, BM, BN, BK, WM, WN, STAGES>>(args); \
   }
-#define GEMM_TILES(suffix, T)                                      \
-  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))          \
-  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3)) \
-  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(208))         \
-  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
 
-GEMM_TILES(bf16, __nv_bfloat16)
-GEMM_TILES(f16, __half)
+DENSE_TILES(GEMM, bf16, __nv_bfloat16)
+DENSE_TILES(GEMM, f16, __half)

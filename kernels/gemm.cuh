@@ -34,6 +34,14 @@ struct Tile {
   static_assert(!F::kGroups || BK * kStages == 128, "all stages are a segment (groups.cuh)");
 };
 
+// The tiles of weights as stored. BOUND: registers, by blocks of a multiprocessor or outright. Left to itself the compiler
+// takes all 255 and the loop gains nothing.
+#define DENSE_TILES(GEMM, suffix, T)                               \
+  GEMM(suffix, T, 32, 128, 64, 1, 4, 4, __maxnreg__(108))          \
+  GEMM(suffix, T, 64, 128, 64, 1, 4, 4, __launch_bounds__(128, 3)) \
+  GEMM(suffix, T, 128, 128, 32, 2, 2, 4, __maxnreg__(208))         \
+  GEMM(suffix, T, 128, 256, 32, 2, 4, 3, __maxnreg__(200))
+
 // Makes the compiler take a value as it is: it keeps it in a register where it would compute it anew in every step.
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
 __device__ __forceinline__ void keep(const char*& v) { asm volatile("" : "+l"(v)); }
