@@ -76,6 +76,9 @@ fn cases() -> Vec<Case> {
         // About as many whole tiles as multiprocessors, of each of the two large kinds.
         all.push(Layer { bias: true, ..Layer::plain(dtype, 767, 1700, 72) }.case("large tiles"));
         all.push(Layer { bias: true, ..Layer::plain(dtype, 1270, 2490, 40) }.case("larger tiles"));
+        // Few rows of so many features that a block takes two tiles of them.
+        let wide = Layer { live: 5, bias: true, residual: true, ..Layer::plain(dtype, 7, 22001, 72) };
+        all.push(wide.case("wide stream"));
         // k split among blocks.
         for (rows, n, k) in [(3, 70, 3100), (20, 70, 1100), (70, 70, 1100)] {
             let layer = Layer { bias: true, residual: true, ..Layer::plain(dtype, rows, n, k) };

@@ -82,7 +82,8 @@ fn cases() -> Vec<Case> {
                 add(kind, live, rows, 51, 100, true);
             }
         }
-        for kind in [Kind::Int4(32, false), Kind::Int4(32, true), Kind::Int4(64, true), Kind::Int4(256, true)] {
+        for (group, zeros) in [(32, false), (32, true), (64, false), (64, true), (256, true)] {
+            let kind = Kind::Int4(group, zeros);
             add(kind, 3, 3, 70, 300, false);
             add(kind, 33, 33, 70, 300, false);
         }
